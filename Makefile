@@ -1,0 +1,39 @@
+# `make demo` and `make test` set everything up by themselves; both can be repeated.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check style bench clean
+
+demo: $(READY)  ## endless video from the default model, to out/demo.mp4
+	mkdir -p out
+	$(BIN)/vidlose fifo --prompt "a red ball bouncing over green hills" --frames 48 --seed 1 \
+		--output out/demo.mp4 --overwrite
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, types, tests; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy vidlose
+	$(BIN)/python -m pytest
+
+style: $(READY)  ## fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
+	$(BIN)/python -m tests.benchmarks.fifo
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vidlose needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf out build *.egg-info

@@ -1,0 +1,95 @@
+"""What a network's output says: from eps, v or x0 to both the clean estimate and the noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vidlose.diffusion.schedule import Ladder, per_frame
+from vidlose.errors import pick
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An estimate of what `x = alpha x0 + sigma eps` is made of; both `[B C F h w]`."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Denoise(Protocol):
+    """x `[B C F h w]`, level `[B F]` (rows of a ladder) -> Prediction."""
+
+    def __call__(self, x: Tensor, level: Tensor) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What to draw: text `[T L D]`, the text to move away from `[T L D]` or None, and the clip's fps where a
+    family reads it. T divides the number of frames in a batch; each text serves a run of neighbours."""
+
+    text: Tensor
+    null: Tensor | None = None
+    fps: float | None = None
+
+
+class Network(Protocol):
+    """x `[B C F h w]`, timestep `[B F]`, text keys, fps `[B]` -> prediction `[B C F h w]`."""
+
+    def __call__(self, x: Tensor, timestep: Tensor, text: Any, fps: Tensor | None) -> Tensor: ...
+    def text_keys(self, text: Tensor) -> Any: ...
+
+
+def from_eps(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    return Prediction((x - sigma * eps) / alpha, eps)
+
+
+def from_v(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+    power = alpha**2 + sigma**2  # 1, unless the schedule scales its signal
+    return Prediction((alpha * x - sigma * v) / power, (sigma * x + alpha * v) / power)
+
+
+def from_x0(x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    return Prediction(x0, torch.where(sigma > 0, (x - alpha * x0) / sigma.clamp_min(1e-12), torch.zeros_like(x)))
+
+
+PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]] = {
+    "eps": from_eps,
+    "v": from_v,
+    "x0": from_x0,
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A Denoise whose network output is still at hand: `output(x, level)` `[B C F h w]`, in the prediction's own
+    space, where guidance mixes its branches with the least rounding."""
+
+    output: Callable[[Tensor, Tensor], Tensor]
+    prediction: str
+    ladder: Ladder
+
+    def __call__(self, x: Tensor, level: Tensor) -> Prediction:
+        alpha, sigma = (per_frame(table, level, x) for table in (self.ladder.alpha, self.ladder.sigma))
+        return pick(PREDICTIONS, self.prediction, "prediction")(x, self.output(x, level), alpha, sigma)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network and what it predicts: "eps", "v" or "x0"."""
+
+    network: Network
+    prediction: str = "eps"
+
+    def bind(self, condition: Condition, ladder: Ladder) -> Bound:
+        """Text keys and values are computed here, once, and serve every call. `condition.null` is not read."""
+        keys = self.network.text_keys(condition.text)
+
+        def output(x: Tensor, level: Tensor) -> Tensor:
+            fps = None if condition.fps is None else torch.full((len(x),), condition.fps, device=x.device)
+            return self.network(x, ladder.timestep[level].to(x.device), keys, fps).to(x.dtype)
+
+        return Bound(output, self.prediction, ladder)

@@ -1,0 +1,92 @@
+"""Steps from one noise level to another, any level per frame, and the sampler that carries them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser, Prediction
+from vidlose.diffusion.guidance import classifier_free
+from vidlose.diffusion.schedule import Ladder, per_frame, spread
+
+
+class NoiseSource(Protocol):
+    """Standard normal noise of a shape, fp32; seeded once, on the CPU, so that any device gives the same video."""
+
+    def __call__(self, *shape: int) -> Tensor: ...
+
+
+class SeededNoise:
+    """A NoiseSource on a device. `generator` is its whole state."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device = device
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
+
+
+def ddim_step(
+    x: Tensor, pred: Prediction, level: Tensor, target: Tensor, ladder: Ladder, noise: Tensor | None, eta: float
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 and 16): x `[B C F h w]` from level to target, both `[B F]`.
+
+    noise: `[B C F h w]`, needed where eta > 0. A frame whose target is its level is returned as it is.
+    """
+    moves = level != target
+    sigma, landing = ladder.sigma[level], ladder.sigma[target]  # fp64 [B F]
+    kept = torch.where(moves, (1 - sigma**2) / (1 - landing**2).clamp_min(1e-300), 1.0)
+    std = eta * landing / torch.where(moves, sigma, 1.0) * (1 - kept).clamp_min(0).sqrt()
+    direction = (landing**2 - std**2).clamp_min(0).sqrt()
+    out = per_frame(ladder.alpha, target, x) * pred.x0 + spread(direction, x) * pred.eps
+    if eta and noise is not None:
+        out = out + spread(std, x) * noise
+    return torch.where(moves.to(x.device)[:, None, :, None, None], out, x)
+
+
+Step = Callable[[Tensor, Prediction, Tensor, Tensor, Ladder, Tensor | None, float], Tensor]
+STEPS: dict[str, Step] = {"ddim": ddim_step}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A denoiser, the levels of one run and how to go from one to the next.
+
+    guidance: classifier-free weight; 1 is unguided. eta: 0 deterministic, 1 as much noise as DDPM.
+    """
+
+    denoiser: Denoiser
+    ladder: Ladder
+    guidance: float = 1.0
+    eta: float = 0.0
+    stepper: Step = ddim_step
+
+    def bind(self, condition: Condition) -> Denoise:
+        """The denoiser of a prompt, guided where the condition has a null text and the weight is not 1."""
+        if condition.null is None or self.guidance == 1.0:
+            return self.denoiser.bind(condition, self.ladder)
+        texts = Condition(torch.cat([condition.text, condition.null]), fps=condition.fps)
+        return classifier_free(self.denoiser.bind(texts, self.ladder), self.guidance)
+
+    def step(self, x: Tensor, pred: Prediction, level: Tensor, target: Tensor, noise: Tensor | None) -> Tensor:
+        """x `[B C F h w]` from level to target, both `[B F]`."""
+        return self.stepper(x, pred, level, target, self.ladder, noise, self.eta)
+
+    def clip(
+        self, denoise: Denoise, x: Tensor, noise: NoiseSource, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """The ordinary loop: pure noise x `[B C F h w]` -> latents at the ladder's floor.
+
+        progress: called with (steps done, steps in all).
+        """
+        total = self.ladder.top - self.ladder.floor
+        for done, row in enumerate(range(self.ladder.top, self.ladder.floor, -1), start=1):
+            level = torch.full((x.shape[0], x.shape[2]), row)
+            drawn = noise(*x.shape) if self.eta else None
+            x = self.step(x, denoise(x, level), level, level - 1, drawn)
+            if progress:
+                progress(done, total)
+        return x

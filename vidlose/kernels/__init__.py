@@ -1,0 +1,59 @@
+"""The door of the fast operations: shapes are checked here, then the implementation is chosen."""
+
+from torch import Tensor
+
+from vidlose.kernels import reference
+
+
+def temporal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    relative_k: Tensor | None = None,
+    relative_v: Tensor | None = None,
+    q_cache: Tensor | None = None,
+    q_weight: Tensor | None = None,
+    return_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention over the frames of every pixel: q, k, v `[B F S C]` -> (`[B F S C]`, entropy).
+
+    Token order is `(b f) s c`, as a linear layer leaves it; any strides. C = heads * D.
+
+    key_mask: bool `[B F]` (or `[B F F]`, query by key), True where a key may be seen; a query that
+        may see nothing gives 0.
+    bias: `[heads F F]`, added to the logits.
+    relative_k, relative_v: `[2R+1, D]` tables of Shaw et al. 2018 (arXiv 1803.02155) as VideoCrafter1 and
+        LVDM have them, shared by heads: row clamp(j - i, -R, R) + R adds `q_i . Rk` to the logits before
+        scaling and `softmax . Rv` to the output.
+    q_cache, q_weight: `[B F S C]` and `[B F]`: the query is `w q + (1 - w) q_cache`.
+    return_entropy: the second result is then the softmax's entropy in nats `[B*S heads]`, mean over the
+        queries, fp32, without gradient; else None.
+
+    Softmax is in fp32 at least. Raises ValueError on shapes that do not fit.
+    """
+    batch, frames, _, width = q.shape
+    if k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(f"q, k, v differ in shape: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if width % heads:
+        raise ValueError(f"{width} channels do not split into {heads} heads")
+    if (q_cache is None) != (q_weight is None):
+        raise ValueError("q_cache and q_weight go together")
+    expected = {
+        "key_mask": (key_mask, {(batch, frames), (batch, frames, frames)}),
+        "bias": (bias, {(heads, frames, frames)}),
+        "q_cache": (q_cache, {tuple(q.shape)}),
+        "q_weight": (q_weight, {(batch, frames)}),
+    }
+    for name, (tensor, shapes) in expected.items():
+        if tensor is not None and tuple(tensor.shape) not in shapes:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {' or '.join(map(str, sorted(shapes)))}")
+    for name, table in (("relative_k", relative_k), ("relative_v", relative_v)):
+        if table is not None and (table.shape[-1] != width // heads or table.shape[0] % 2 == 0):
+            raise ValueError(f"{name} is {tuple(table.shape)}, expected (2R+1, {width // heads})")
+    return reference.temporal_attention(
+        q, k, v, heads, key_mask, bias, relative_k, relative_v, q_cache, q_weight, return_entropy
+    )

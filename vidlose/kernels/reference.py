@@ -1,0 +1,63 @@
+"""The operations in plain, differentiable torch: the truth for every kernel, and the CPU path."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def temporal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    relative_k: Tensor | None = None,
+    relative_v: Tensor | None = None,
+    q_cache: Tensor | None = None,
+    q_weight: Tensor | None = None,
+    return_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `vidlose.kernels.temporal_attention`."""
+    batch, frames, pixels, width = q.shape
+    if q_cache is not None and q_weight is not None:
+        own = q_weight.to(q.dtype)[:, :, None, None]
+        q = own * q + (1 - own) * q_cache
+
+    def split(tokens: Tensor) -> Tensor:
+        return tokens.reshape(batch, frames, pixels, heads, -1).permute(0, 2, 3, 1, 4)  # [B S heads F D]
+
+    q, k, v = split(q), split(k), split(v)
+    plain = key_mask is None and bias is None and relative_k is None and relative_v is None
+    if plain and not return_entropy and q.dtype != torch.float64:
+        out, entropy = F.scaled_dot_product_attention(q, k, v), None
+    else:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scale = q.shape[-1] ** -0.5
+        logits = (q @ k.transpose(-1, -2)).to(wide) * scale
+        if relative_k is not None:
+            rows = relative_rows(frames, relative_k)
+            logits = logits + torch.einsum("bshid,ijd->bshij", q, rows).to(wide) * scale
+        if bias is not None:
+            logits = logits + bias.to(wide)
+        if key_mask is not None:
+            seen = key_mask[:, None, :] if key_mask.dim() == 2 else key_mask
+            logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
+        weights = logits.softmax(-1)
+        if key_mask is not None:
+            weights = weights.nan_to_num(0.0)  # a query that may see nothing
+        entropy = None
+        if return_entropy:
+            entropy = torch.special.entr(weights.detach()).sum(-1).mean(-1).reshape(-1, heads).float()
+        weights = weights.to(v.dtype)
+        out = weights @ v
+        if relative_v is not None:
+            out = out + torch.einsum("bshij,ijd->bshid", weights, relative_rows(frames, relative_v))
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, frames, pixels, width), entropy
+
+
+def relative_rows(frames: int, table: Tensor) -> Tensor:
+    """Table `[2R+1, D]` -> `[F F D]`: the row of query i and key j is clamp(j - i, -R, R) + R."""
+    reach = (table.shape[0] - 1) // 2
+    position = torch.arange(frames, device=table.device)
+    return table[(position[None, :] - position[:, None]).clamp(-reach, reach) + reach]

@@ -1,0 +1,23 @@
+"""The four reshapes between frames folded into the batch and frames as an axis. All are views where strides allow."""
+
+from torch import Tensor
+
+
+def fold(video: Tensor) -> Tensor:
+    """`[B C F H W]` -> `[(B F) C H W]`."""
+    return video.transpose(1, 2).flatten(0, 1)
+
+
+def unfold(images: Tensor, frames: int) -> Tensor:
+    """`[(B F) C H W]` -> `[B C F H W]`."""
+    return images.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def to_tokens(images: Tensor) -> Tensor:
+    """`[N C H W]` -> `[N S C]` with S = H*W."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_images(tokens: Tensor, height: int) -> Tensor:
+    """`[N S C]` -> `[N C H W]`."""
+    return tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2)

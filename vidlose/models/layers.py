@@ -1,0 +1,158 @@
+"""What a level is made of: the context every layer reads, norms, residual blocks, resampling, feed-forward.
+
+A layer is a module with `forward(x, context)` on `x` `[(B F) C H W]`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidlose.models.frames import fold, unfold
+
+TextKeys = list[tuple[Tensor, Tensor]]
+"""Key and value `[T heads L D]` of each cross-attention, in the order of the network's modules."""
+
+
+@dataclass
+class Context:
+    """What layers read besides their input, for a batch of B clips of F frames.
+
+    embedding: `[(B F) E]`, time (and fps) embedding after SiLU.
+    text: keys and values of T texts; T divides B*F and each serves a run of neighbouring frames.
+    frame_mask: bool `[B F]`, False where a frame is hidden from temporal attention.
+    probe: called with (temporal attention, its entropy `[B*S heads]`).
+    query_cache: queries kept for the weighted Q-cache (FIFO.md §8), by the layer that made them.
+    query_weight: the share of the cached query, v in `(1-v) q_dec + v q_enc`.
+    """
+
+    frames: int
+    embedding: Tensor
+    text: TextKeys
+    frame_mask: Tensor | None = None
+    probe: Callable[[nn.Module, Tensor], None] | None = None
+    query_cache: dict[nn.Module, Tensor] | None = None
+    query_weight: float = 0.0
+
+
+class FrameNorm(nn.GroupNorm):
+    """Group norm of `[(B F) C H W]`, statistics per frame or joint over the F frames of a clip."""
+
+    def __init__(self, channels: int, *, eps: float, joint: bool, groups: int = 32) -> None:
+        super().__init__(groups, channels, eps=eps)
+        self.joint = joint
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
+        if not self.joint or frames == 1:
+            return super().forward(x)
+        return fold(super().forward(unfold(x, frames)))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, + embedding, norm, SiLU, conv, + skip; then the temporal conv where there is one."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        *,
+        joint_norm: bool = False,
+        temporal_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(channels_in, eps=1e-5, joint=joint_norm)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.embed = nn.Linear(embedding, channels_out)
+        self.norm2 = FrameNorm(channels_out, eps=1e-5, joint=joint_norm)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.temporal_conv = TemporalConv(channels_out) if temporal_conv else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, context.frames)))
+        h = h + self.embed(context.embedding)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h, context.frames)))
+        h = self.skip(x) + h
+        return h if self.temporal_conv is None else self.temporal_conv(h, context)
+
+
+class TemporalConv(nn.Module):
+    """Four times norm over all frames, SiLU, conv of 3 frames; residual (VideoCrafter2).
+
+    The original's dropout of 0.1 before convs 2 to 4 is live in training, whatever its config says.
+    """
+
+    def __init__(self, channels: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(32, channels, eps=1e-5) for _ in range(4))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.convs[-1].weight)
+        nn.init.zeros_(self.convs[-1].bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        h = unfold(x, context.frames).flatten(3)  # [B C F S]
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            h = F.silu(norm(h))
+            h = conv(self.dropout(h) if i else h)
+        return x + fold(h.unflatten(3, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """3x3 conv with stride 2: `[N C H W]` -> `[N C ceil(H/2) ceil(W/2)]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to `size` (H, W), the size of the skip that comes next, then a 3x3 conv."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020): `[... C]` -> `[... C]`; the first half of the 8 C features is the value."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 8 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class Embedding(nn.Module):
+    """A number `[N]` (timestep or fps) -> `[N E]`: sinusoid, linear, SiLU, linear."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear1 = nn.Linear(channels, width)
+        self.linear2 = nn.Linear(width, width)
+
+    def forward(self, number: Tensor) -> Tensor:
+        waves = sinusoid(number, self.channels).to(self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(waves)))
+
+
+def sinusoid(number: Tensor, channels: int) -> Tensor:
+    """`[N]` -> fp32 `[N C]`, cosines first, then sines, frequencies 10000^(-i/(C/2))."""
+    half = channels // 2
+    index = torch.arange(half, dtype=torch.float32, device=number.device)
+    angle = number.float()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * index / half)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)

@@ -1,0 +1,110 @@
+"""Attention between frames: AnimateDiff's motion module and VideoCrafter's temporal transformer are one class."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vidlose import kernels
+from vidlose.models.frames import to_images, to_tokens
+from vidlose.models.layers import Context, FeedForward, FrameNorm
+
+
+class TemporalAttention(nn.Module):
+    """`[B F S C]` -> `[B F S C]`: every pixel attends to itself in the other frames.
+
+    positions: rows of a sinusoid that is added to the input (AnimateDiff); F may not exceed it.
+    relative: reach R of relative position tables on keys and values (VideoCrafter1); clips may be longer.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, positions: int | None = None, relative: int | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+        self.positions: Tensor | None
+        self.register_buffer("positions", None if positions is None else sinusoid_positions(positions, width))
+        table = None if relative is None else torch.randn(2 * relative + 1, width // heads) * 0.02
+        self.relative_k = None if table is None else nn.Parameter(table)
+        self.relative_v = None if table is None else nn.Parameter(table.clone())
+        # Weighted Q-caches: who lends its query, set by the network. A list hides it from the module tree.
+        self.query_source: list[TemporalAttention] = []
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        if self.positions is not None:
+            x = x + self.positions[: context.frames, None].to(x.dtype)
+        q, cached, own = self.to_q(x), None, None
+        if context.query_cache is not None:
+            if self.query_source:
+                cached = context.query_cache[self.query_source[0]]
+                own = q.new_full(q.shape[:2], 1 - context.query_weight)
+            context.query_cache[self] = q
+        out, entropy = kernels.temporal_attention(
+            q,
+            self.to_k(x),
+            self.to_v(x),
+            self.heads,
+            key_mask=context.frame_mask,
+            relative_k=self.relative_k,
+            relative_v=self.relative_v,
+            q_cache=cached,
+            q_weight=own,
+            return_entropy=context.probe is not None,
+        )
+        if context.probe is not None and entropy is not None:
+            context.probe(self, entropy)
+        return self.to_out(out)
+
+
+class TemporalTransformer(nn.Module):
+    """Norm, linear in, [temporal attention, temporal attention, feed-forward], linear out, residual.
+
+    AnimateDiff: norm per frame, `positions`. VideoCrafter: norm joint over frames, `relative` or nothing.
+    width: channels inside (VideoCrafter's first one is wider than its input).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        width: int | None = None,
+        joint_norm: bool,
+        positions: int | None = None,
+        relative: int | None = None,
+    ) -> None:
+        super().__init__()
+        width = width or channels
+        self.norm = FrameNorm(channels, eps=1e-6, joint=joint_norm)
+        self.proj_in = nn.Linear(channels, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = TemporalAttention(width, heads, positions=positions, relative=relative)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = TemporalAttention(width, heads, positions=positions, relative=relative)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+        self.proj_out = nn.Linear(width, channels)
+        nn.init.zeros_(self.proj_out.weight)  # the video model starts as the image model
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        h = to_tokens(self.norm(x, context.frames)).unflatten(0, (-1, context.frames))  # [B F S C]
+        h = self.proj_in(h)
+        h = h + self.attn1(self.norm1(h), context)
+        h = h + self.attn2(self.norm2(h), context)
+        h = h + self.ff(self.norm3(h))
+        return x + to_images(self.proj_out(h).flatten(0, 1), x.shape[2])
+
+
+def sinusoid_positions(positions: int, width: int) -> Tensor:
+    """`[P C]`: even channels sine, odd channels cosine (Vaswani et al. 2017, 3.5)."""
+    place = torch.arange(positions)[:, None]
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    table = torch.zeros(positions, width)
+    table[:, 0::2] = torch.sin(place * frequency)
+    table[:, 1::2] = torch.cos(place * frequency)
+    return table

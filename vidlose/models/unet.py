@@ -1,0 +1,172 @@
+"""One U-Net of the latent-diffusion kind: embeddings, down, middle, up, skips. A family supplies the layers."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vidlose.models.attention import CrossAttention
+from vidlose.models.frames import fold, unfold
+from vidlose.models.layers import Context, Downsample, Embedding, FrameNorm, TextKeys, Upsample
+from vidlose.models.temporal import TemporalTransformer
+
+Layers = dict[str, nn.Module]
+"""The layers of one block by name, in the order in which they run."""
+
+
+class Family(Protocol):
+    """What a model family decides: widths, and which layers stand where."""
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...  # width of each level, the finest first
+    @property
+    def blocks(self) -> int: ...  # blocks per level going down; one more going up
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def joint_norm(self) -> bool: ...  # the last norm: over all frames?
+    @property
+    def embeds_fps(self) -> bool: ...
+    def head(self) -> Layers: ...  # after the first convolution
+    def block(self, channels_in: int, channels_out: int, level: int) -> Layers: ...
+    def middle(self) -> Layers: ...
+
+
+class UNet(nn.Module):
+    """`x [B C F h w], timestep [B F]` -> the family's prediction `[B C F h w]`.
+
+    Submodules: `head`, `down.{level}.{block}.{layer}`, `downsample.{level}`, `middle.{layer}`,
+    `up.{i}.{block}.{layer}` and `upsample.{i}` with i = 0 the coarsest, as they run.
+    """
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        channels, blocks = family.channels, family.blocks
+        self.family = family
+        self.gradient_checkpointing = False
+        self.time_embed = Embedding(channels[0], 4 * channels[0])
+        self.fps_embed = Embedding(channels[0], 4 * channels[0]) if family.embeds_fps else None
+        self.conv_in = nn.Conv2d(family.latent_channels, channels[0], 3, padding=1)
+        self.head = nn.ModuleDict(family.head())
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+
+        width, skips = channels[0], [channels[0]]
+        for level, out in enumerate(channels):
+            self.down.append(nn.ModuleList())
+            for _ in range(blocks):
+                self.down[level].append(nn.ModuleDict(family.block(width, out, level)))
+                width = out
+                skips.append(width)
+            if level < len(channels) - 1:
+                self.downsample.append(Downsample(width))
+                skips.append(width)
+        self.middle = nn.ModuleDict(family.middle())
+        for level in reversed(range(len(channels))):
+            stage = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stage.append(nn.ModuleDict(family.block(width + skips.pop(), channels[level], level)))
+                width = channels[level]
+            self.up.append(stage)
+            if level:
+                self.upsample.append(Upsample(width))
+        self.norm_out = FrameNorm(width, eps=1e-5, joint=family.joint_norm)
+        self.conv_out = nn.Conv2d(width, family.latent_channels, 3, padding=1)
+
+        for index, attention in enumerate(self._cross_attentions()):
+            attention.index = index
+        self._pair_queries()
+
+    def _cross_attentions(self) -> Iterable[CrossAttention]:
+        return (module for module in self.modules() if isinstance(module, CrossAttention))
+
+    def _pair_queries(self) -> None:
+        """At each resolution, up block k borrows the query of down block max(last - k, first) (FIFO.md §8)."""
+        for down, up in zip(self.down, reversed(self.up), strict=True):
+            for k, block in enumerate(up):
+                lender = _first_temporal(down[max(len(down) - 1 - k, 0)])
+                borrower = _first_temporal(block)
+                if lender is not None and borrower is not None:
+                    borrower.attn1.query_source = [lender.attn1]
+
+    def text_keys(self, text: Tensor) -> TextKeys:
+        """Keys and values of text `[T L D]` for every cross-attention: once per prompt, not per call."""
+        return [attention.keys(text) for attention in self._cross_attentions()]
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor | TextKeys,
+        fps: Tensor | None = None,
+        *,
+        frame_mask: Tensor | None = None,
+        probe: Callable[[nn.Module, Tensor], None] | None = None,
+        query_weight: float = 0.0,
+    ) -> Tensor:
+        """One call; every clip and every frame may stand at its own noise level.
+
+        timestep: `[B F]`. text: `[T L D]` or `text_keys` of it; T divides B*F, text i serves the i-th run of
+        (B F)/T frames. fps: `[B]` or `[B F]`, where the family embeds it (16 if absent). frame_mask, probe,
+        query_weight: see `Context`. Raises ValueError on shapes that do not fit.
+        """
+        batch, _, frames = x.shape[:3]
+        if timestep.shape != (batch, frames):
+            raise ValueError(f"timestep is {tuple(timestep.shape)}, expected {(batch, frames)}")
+        keys = self.text_keys(text) if isinstance(text, Tensor) else text
+        if keys and (batch * frames) % keys[0][0].shape[0]:
+            raise ValueError(f"{keys[0][0].shape[0]} texts do not divide {batch} clips of {frames} frames")
+        context = Context(
+            frames=frames,
+            embedding=F.silu(self._embed(timestep, fps)),
+            text=keys,
+            frame_mask=frame_mask,
+            probe=probe,
+            query_cache={} if query_weight else None,
+            query_weight=query_weight,
+        )
+        h = self.conv_in(fold(x.to(self.conv_in.weight.dtype)))
+        h = self._run(self.head, h, context)
+        skips = [h]
+        for level, stage in enumerate(self.down):
+            for block in stage:
+                h = self._run(block, h, context)
+                skips.append(h)
+            if level < len(self.downsample):
+                h = self.downsample[level](h)
+                skips.append(h)
+        h = self._run(self.middle, h, context)
+        for i, stage in enumerate(self.up):
+            for block in stage:
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), context)
+            if i < len(self.upsample):
+                h = self.upsample[i](h, skips[-1].shape[2:])
+        h = self.conv_out(F.silu(self.norm_out(h, frames)))
+        return unfold(h, frames)
+
+    def _embed(self, timestep: Tensor, fps: Tensor | None) -> Tensor:
+        """`[B F]`, fps `[B]` or `[B F]` -> `[(B F) E]`."""
+        embedding = self.time_embed(timestep.flatten())
+        if self.fps_embed is None:
+            return embedding
+        if fps is None:
+            fps = timestep.new_full(timestep.shape[:1], 16)
+        per_frame = fps if fps.dim() == 2 else fps[:, None].expand(timestep.shape)
+        return embedding + self.fps_embed(per_frame.flatten())
+
+    def _run(self, layers: nn.ModuleDict, x: Tensor, context: Context) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            for layer in layers.values():
+                x = layer(x, context)
+            return x
+
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(run, x, use_reentrant=False)
+        return run(x)
+
+
+def _first_temporal(block: nn.ModuleDict) -> TemporalTransformer | None:
+    return next((layer for layer in block.values() if isinstance(layer, TemporalTransformer)), None)
