@@ -3,9 +3,7 @@
 from vidlose.checkpoints.keymap import Key, Leaves, Modules, Table, expand, leaves
 from vidlose.models.unet import UNet
 
-RES = leaves(
-    norm1="norm1", conv1="conv1", embed="time_emb_proj", norm2="norm2", conv2="conv2", skip="conv_shortcut"
-)
+RES = leaves(norm1="norm1", conv1="conv1", embed="time_emb_proj", norm2="norm2", conv2="conv2", skip="conv_shortcut")
 BLOCK = "transformer_blocks.0"
 SPATIAL: Leaves = {
     "norm": Key("norm"),
@@ -29,10 +27,7 @@ MOTION: Leaves = {
         for i in (0, 1)
         for ours, theirs in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out", "to_out.0"))
     },
-    **{
-        f"attn{i + 1}.positions": Key(f"{MOTION_BLOCK}.attention_blocks.{i}.pos_encoder.pe", before=1)
-        for i in (0, 1)
-    },
+    **{f"attn{i + 1}.positions": Key(f"{MOTION_BLOCK}.attention_blocks.{i}.pos_encoder.pe", before=1) for i in (0, 1)},
     "norm1": Key(f"{MOTION_BLOCK}.norms.0"),
     "norm2": Key(f"{MOTION_BLOCK}.norms.1"),
     "norm3": Key(f"{MOTION_BLOCK}.ff_norm"),
@@ -60,8 +55,7 @@ def unet_table(unet: UNet) -> Table:
         for i, stage in enumerate(stages):
             for j, block in enumerate(stage):
                 modules |= {
-                    f"{ours}.{i}.{j}.{name}": (f"{theirs}.{i}.{KINDS[name][0]}.{j}", KINDS[name][1])
-                    for name in block
+                    f"{ours}.{i}.{j}.{name}": (f"{theirs}.{i}.{KINDS[name][0]}.{j}", KINDS[name][1]) for name in block
                 }
     for name in unet.middle:
         kind, place = (name[:-1], int(name[-1]) - 1) if name.startswith("res") else (name, 0)
@@ -71,6 +65,8 @@ def unet_table(unet: UNet) -> Table:
 
 
 def _resampling(unet: UNet) -> Modules:
-    down = {f"downsample.{i}": (f"down_blocks.{i}.downsamplers.0", leaves(conv="conv")) for i in range(len(unet.downsample))}
+    down = {
+        f"downsample.{i}": (f"down_blocks.{i}.downsamplers.0", leaves(conv="conv")) for i in range(len(unet.downsample))
+    }
     up = {f"upsample.{i}": (f"up_blocks.{i}.upsamplers.0", leaves(conv="conv")) for i in range(len(unet.upsample))}
     return down | up

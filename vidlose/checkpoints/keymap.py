@@ -63,7 +63,10 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor], table: Table, what: s
     """
     ours = module.state_dict()
     wanted = {key.name: name for name, key in table.items()}
-    for problem, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
+    for problem, names in (
+        ("missing", wanted.keys() - tensors.keys()),
+        ("unexpected", tensors.keys() - wanted.keys()),
+    ):
         if names:
             raise CheckpointError(f"{what}: {len(names)} tensors {problem}: {summary(names)}")
     for theirs, name in wanted.items():

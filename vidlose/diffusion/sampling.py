@@ -30,7 +30,13 @@ class SeededNoise:
 
 
 def ddim_step(
-    x: Tensor, pred: Prediction, level: Tensor, target: Tensor, ladder: Ladder, noise: Tensor | None, eta: float
+    x: Tensor,
+    pred: Prediction,
+    level: Tensor,
+    target: Tensor,
+    ladder: Ladder,
+    noise: Tensor | None,
+    eta: float,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16): x `[B C F h w]` from level to target, both `[B F]`.
 
@@ -76,7 +82,11 @@ class Sampler:
         return self.stepper(x, pred, level, target, self.ladder, noise, self.eta)
 
     def clip(
-        self, denoise: Denoise, x: Tensor, noise: NoiseSource, progress: Callable[[int, int], None] | None = None
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        noise: NoiseSource,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """The ordinary loop: pure noise x `[B C F h w]` -> latents at the ladder's floor.
 

@@ -42,7 +42,7 @@ def temporal_attention(
         raise ValueError(f"{width} channels do not split into {heads} heads")
     if (q_cache is None) != (q_weight is None):
         raise ValueError("q_cache and q_weight go together")
-    expected = {
+    expected: dict[str, tuple[Tensor | None, set[tuple[int, ...]]]] = {
         "key_mask": (key_mask, {(batch, frames), (batch, frames, frames)}),
         "bias": (bias, {(heads, frames, frames)}),
         "q_cache": (q_cache, {tuple(q.shape)}),

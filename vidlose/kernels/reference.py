@@ -25,35 +25,35 @@ def temporal_attention(
         q = own * q + (1 - own) * q_cache
 
     def split(tokens: Tensor) -> Tensor:
-        return tokens.reshape(batch, frames, pixels, heads, -1).permute(0, 2, 3, 1, 4)  # [B S heads F D]
+        return tokens.transpose(1, 2).reshape(batch * pixels, frames, heads, -1).transpose(1, 2)  # [B*S heads F D]
 
     q, k, v = split(q), split(k), split(v)
     plain = key_mask is None and bias is None and relative_k is None and relative_v is None
+    entropy = None
     if plain and not return_entropy and q.dtype != torch.float64:
-        out, entropy = F.scaled_dot_product_attention(q, k, v), None
+        out = F.scaled_dot_product_attention(q, k, v)
     else:
         wide = torch.promote_types(q.dtype, torch.float32)
         scale = q.shape[-1] ** -0.5
-        logits = (q @ k.transpose(-1, -2)).to(wide) * scale
+        logits = (q @ k.transpose(-1, -2)).to(wide) * scale  # [B*S heads F F]
         if relative_k is not None:
             rows = relative_rows(frames, relative_k)
-            logits = logits + torch.einsum("bshid,ijd->bshij", q, rows).to(wide) * scale
+            logits = logits + torch.einsum("nhid,ijd->nhij", q, rows).to(wide) * scale
         if bias is not None:
             logits = logits + bias.to(wide)
         if key_mask is not None:
             seen = key_mask[:, None, :] if key_mask.dim() == 2 else key_mask
-            logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
+            logits = logits.masked_fill(~seen.repeat_interleave(pixels, 0)[:, None], float("-inf"))
         weights = logits.softmax(-1)
         if key_mask is not None:
             weights = weights.nan_to_num(0.0)  # a query that may see nothing
-        entropy = None
         if return_entropy:
-            entropy = torch.special.entr(weights.detach()).sum(-1).mean(-1).reshape(-1, heads).float()
+            entropy = torch.special.entr(weights.detach()).sum(-1).mean(-1).float()
         weights = weights.to(v.dtype)
         out = weights @ v
         if relative_v is not None:
-            out = out + torch.einsum("bshij,ijd->bshid", weights, relative_rows(frames, relative_v))
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, frames, pixels, width), entropy
+            out = out + torch.einsum("nhij,ijd->nhid", weights, relative_rows(frames, relative_v))
+    return out.transpose(1, 2).reshape(batch, pixels, frames, width).transpose(1, 2), entropy
 
 
 def relative_rows(frames: int, table: Tensor) -> Tensor:

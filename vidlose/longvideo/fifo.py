@@ -7,14 +7,13 @@ With f frames a window and n partitions there are S = n f levels, one slot each,
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vidlose.diffusion.sampling import NoiseSource
 from vidlose.diffusion.schedule import Ladder
 from vidlose.errors import InputError, pick
 from vidlose.longvideo.queue import Call, Plan
-
-import torch
 
 
 def windows(slots: int, frames: int, lookahead: bool) -> list[Call]:

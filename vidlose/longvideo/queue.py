@@ -134,4 +134,4 @@ class Queue(Iterator[Tensor]):
             )
         self.latents = state["latents"].to(self.latents)
         self.levels = state["levels"].tolist()
-        self.iteration, self.left = state["position"][0].item(), bool(state["position"][1])
+        self.iteration, self.left = int(state["position"][0]), bool(state["position"][1])

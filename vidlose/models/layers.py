@@ -87,11 +87,13 @@ class TemporalConv(nn.Module):
 
     def __init__(self, channels: int, dropout: float = 0.1) -> None:
         super().__init__()
+        last = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        convs = [nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)) for _ in range(3)]
         self.norms = nn.ModuleList(nn.GroupNorm(32, channels, eps=1e-5) for _ in range(4))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)) for _ in range(4))
+        self.convs = nn.ModuleList([*convs, last])
         self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.convs[-1].weight)
-        nn.init.zeros_(self.convs[-1].bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         h = unfold(x, context.frames).flatten(3)  # [B C F S]

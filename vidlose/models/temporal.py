@@ -17,9 +17,7 @@ class TemporalAttention(nn.Module):
     relative: reach R of relative position tables on keys and values (VideoCrafter1); clips may be longer.
     """
 
-    def __init__(
-        self, width: int, heads: int, *, positions: int | None = None, relative: int | None = None
-    ) -> None:
+    def __init__(self, width: int, heads: int, *, positions: int | None = None, relative: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)

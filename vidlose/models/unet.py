@@ -1,7 +1,7 @@
 """One U-Net of the latent-diffusion kind: embeddings, down, middle, up, skips. A family supplies the layers."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class Family(Protocol):
     def joint_norm(self) -> bool: ...  # the last norm: over all frames?
     @property
     def embeds_fps(self) -> bool: ...
+    @property
+    def max_frames(self) -> int | None: ...  # positions for so many frames at once
     def head(self) -> Layers: ...  # after the first convolution
     def block(self, channels_in: int, channels_out: int, level: int) -> Layers: ...
     def middle(self) -> Layers: ...
@@ -48,11 +50,13 @@ class UNet(nn.Module):
         self.family = family
         self.gradient_checkpointing = False
         self.time_embed = Embedding(channels[0], 4 * channels[0])
-        self.fps_embed = Embedding(channels[0], 4 * channels[0]) if family.embeds_fps else None
+        self.fps_embed: Embedding | None = Embedding(channels[0], 4 * channels[0]) if family.embeds_fps else None
         self.conv_in = nn.Conv2d(family.latent_channels, channels[0], 3, padding=1)
         self.head = nn.ModuleDict(family.head())
-        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
-        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        # Any: mypy sees a ModuleList's items as bare modules.
+        self.down: Any = nn.ModuleList()
+        self.up: Any = nn.ModuleList()
+        self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
 
         width, skips = channels[0], [channels[0]]
         for level, out in enumerate(channels):
@@ -94,6 +98,7 @@ class UNet(nn.Module):
 
     def text_keys(self, text: Tensor) -> TextKeys:
         """Keys and values of text `[T L D]` for every cross-attention: once per prompt, not per call."""
+        text = text.to(self.conv_in.weight)
         return [attention.keys(text) for attention in self._cross_attentions()]
 
     def forward(

@@ -1,0 +1,156 @@
+"""Predictions, steps, guidance and the clip loop: against an oracle that knows the answer, and the originals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidlose.checkpoints import keymap, videocrafter
+from vidlose.diffusion.denoiser import PREDICTIONS, Condition, Denoiser, Prediction
+from vidlose.diffusion.sampling import Sampler, SeededNoise, ddim_step
+from vidlose.diffusion.schedule import NoiseSchedule, per_frame
+from vidlose.models.unet import UNet
+from vidlose.models.videocrafter import VideoCrafter
+
+SCHEDULE = NoiseSchedule.of("scaled_linear", scale_to=0.7)
+
+
+class Oracle:
+    """A Denoise that knows the clean clip."""
+
+    def __init__(self, x0: Tensor, ladder) -> None:
+        self.x0, self.ladder = x0, ladder
+
+    def __call__(self, x: Tensor, level: Tensor) -> Prediction:
+        alpha, sigma = (per_frame(table, level, x) for table in (self.ladder.alpha, self.ladder.sigma))
+        return Prediction(self.x0.expand_as(x), (x - alpha * self.x0) / sigma.clamp_min(1e-6))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_predictions_agree(prediction, scaled):
+    """Fed with the exact answer in its own space, each gives back both parts."""
+    ladder = SCHEDULE.ladder("linspace", 10, scaled=scaled)
+    x0, eps, level = torch.randn(2, 4, 10, 3, 3), torch.randn(2, 4, 10, 3, 3), torch.arange(1, 11).expand(2, 10)
+    x = ladder.add_noise(x0, eps, level)
+    alpha, sigma = per_frame(ladder.alpha, level, x), per_frame(ladder.sigma, level, x)
+    answer = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+    found = PREDICTIONS[prediction](x, answer, alpha, sigma)
+    torch.testing.assert_close(found.x0, x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.eps, eps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "every"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_oracle_clip_lands_on_the_answer(spacing, eta):
+    ladder = SCHEDULE.ladder(spacing, 10)
+    x0 = torch.randn(1, 4, 3, 5, 2)
+    sampler = Sampler(Denoiser(network=None), ladder, eta=eta)
+    out = sampler.clip(Oracle(x0, ladder), torch.randn(x0.shape), SeededNoise(0))
+    residue = out - ladder.alpha[ladder.floor].float() * x0
+    if ladder.floor == 0:
+        torch.testing.assert_close(out, x0, atol=1e-5, rtol=0)
+    else:  # timestep 0's own noise stays: 2.9 %
+        assert 0.01 < residue.std() < 0.06
+
+
+def test_step_moves_every_frame_by_its_own_amount():
+    """Noise to noise: with the oracle, a DDIM step at eta 0 keeps the frame's eps exactly."""
+    ladder = SCHEDULE.ladder("linspace", 16)
+    x0, eps = torch.randn(1, 4, 4, 3, 3), torch.randn(1, 4, 4, 3, 3)
+    level, target = torch.tensor([[16, 9, 2, 0]]), torch.tensor([[12, 1, 2, 0]])
+    x = ladder.add_noise(x0, eps, level)
+    out = ddim_step(x, Oracle(x0, ladder)(x, level), level, target, ladder, None, 0.0)
+    torch.testing.assert_close(out, ladder.add_noise(x0, eps, target), atol=2e-4, rtol=0)
+    assert torch.equal(out[:, :, 2:], x[:, :, 2:])  # who stays is not touched
+
+
+def test_eta_keeps_the_marginal():
+    """Whatever eta, a step from level to target leaves noise of the target's own strength."""
+    ladder = SCHEDULE.ladder("linspace", 16)
+    x0, level = torch.zeros(1, 1, 1, 200, 200), torch.tensor([[12]])
+    x = ladder.add_noise(x0, torch.randn(x0.shape), level)
+    for eta in (0.0, 0.5, 1.0):
+        out = ddim_step(x, Oracle(x0, ladder)(x, level), level, level - 4, ladder, torch.randn(x0.shape), eta)
+        assert abs(out.std() / ladder.sigma[8] - 1) < 0.02
+
+
+def test_guidance_runs_one_batch_and_mixes(stub):
+    ladder = SCHEDULE.ladder("linspace", 8)
+    batches = []
+
+    class Counting(type(stub)):
+        def __call__(self, x, *rest):
+            batches.append(len(x))
+            return super().__call__(x, *rest)
+
+    text, null = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    x, level = torch.randn(2, 4, 3, 5, 5), torch.tensor([[1, 2, 3], [6, 7, 8]])
+    one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level) for of in (text, null))
+    guided = Sampler(Denoiser(Counting()), ladder, guidance=7.5).bind(Condition(text, null))(x, level)
+    torch.testing.assert_close(guided.eps, other.eps + 7.5 * (one.eps - other.eps))
+    assert batches == [4]
+    unguided = Sampler(Denoiser(Counting()), ladder, guidance=1.0).bind(Condition(text, null))(x, level)
+    torch.testing.assert_close(unguided.eps, one.eps)
+    assert batches == [4, 2]
+
+
+def full_model(golden, name: str) -> UNet:
+    facts = VideoCrafter(
+        channels=(32, 64),
+        blocks=1,
+        head_width=16,
+        text_width=16,
+        attention=(True, True),
+        temporal_conv=name == "vc2_tiny",
+        relative=None if name == "vc2_tiny" else 4,
+        embeds_fps=name != "vc1_512_tiny",
+    )
+    unet = UNet(facts).eval()
+    file = "unet_weights" if name == "vc2_tiny" else "model"
+    weights = golden(f"videocrafter_full/{name}/{file}").tensors
+    weights = {key: value for key, value in weights.items() if key.startswith("model.diffusion_model.")}
+    keymap.load(unet, weights, videocrafter.unet_table(unet), name)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("name", "scale_to", "file", "spacing"),
+    [
+        ("vc2_tiny", 0.7, "ddim", "every"),
+        ("vc2_tiny", 0.7, "ddim_fifofork", "linspace"),
+        ("vc1_1024_tiny", 0.3, "ddim", "every"),
+        ("vc1_512_tiny", None, "ddim", "every"),
+    ],
+)
+@torch.no_grad()
+def test_trajectories_of_videocrafter(golden, replay, name, scale_to, file, spacing):
+    g = golden(f"videocrafter_full/{name}/{file}")
+    denoiser = Denoiser(full_model(golden, name))
+    schedule = NoiseSchedule.of("scaled_linear", scale_to=scale_to)
+    for case, facts in g.note.items():
+        t = {key.removeprefix(f"{case}."): value for key, value in g.tensors.items()}
+        ladder = schedule.ladder(spacing, facts["S"])
+        assert torch.equal(ladder.timestep[-len(t["timesteps"]) :], t["timesteps"])
+        sampler = Sampler(denoiser, ladder, guidance=facts["cfg_scale"], eta=facts["eta"])
+        condition = Condition(t["context"], t["uncond_context"], facts["fps"])
+        out = sampler.clip(sampler.bind(condition), t["x_T"], replay(t["noise"]))
+        torch.testing.assert_close(out, t["out"], atol=1e-4 * facts["out_std"], rtol=0)
+
+
+@torch.no_grad()
+def test_one_step_of_fifo(golden):
+    t = golden("videocrafter_full/vc2_tiny/fifo_onestep").tensors
+    denoiser = Denoiser(full_model(golden, "vc2_tiny"))
+    ladder = SCHEDULE.ladder("linspace", 8, scaled=False)
+    for eta in (0.0, 1.0):
+        for part in ("head", "tail"):
+            key = f"eta{int(eta)}_{part}"
+            sampler = Sampler(denoiser, ladder, guidance=12.0, eta=eta)
+            level = t[f"{key}.indices"][None] + ladder.floor
+            x = t[f"{key}.x"]
+            pred = sampler.bind(Condition(t["context"], t["uncond_context"], 8))(x, level)
+            out = sampler.step(x, pred, level, ladder.down(level), t[f"{key}.noise"])
+            torch.testing.assert_close(out, t[f"{key}.x_prev"], atol=2e-4, rtol=0)
+            # x0 = (x - sigma eps) / alpha: eps' own rounding, up to 15 times amplified at the noisy end.
+            expected = t[f"{key}.pred_x0"]
+            torch.testing.assert_close(pred.x0, expected, atol=1e-4 * expected.std().item(), rtol=0)

@@ -1,0 +1,66 @@
+"""The command line: argv -> one config -> one recipe. Nothing here imports torch."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vidlose import __version__
+from vidlose.cli.console import Console
+from vidlose.cli.doctor import doctor
+from vidlose.cli.fifo import fifo
+from vidlose.cli.generate import generate
+from vidlose.errors import Interrupted
+
+SETTINGS = {
+    # Command lines of peers paste in: --guidance_scale is --guidance-scale.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+    rich_markup_mode="rich",
+)
+for command in (generate, fifo, doctor):
+    # Every option reads VIDLOSE_<NAME>, whatever the command.
+    app.command(context_settings={"auto_envvar_prefix": "VIDLOSE"})(command)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"vidlose {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vidlose(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune video diffusion models, and generate video of unlimited length with them."""
+    context.obj.quiet, context.obj.verbose = quiet, verbose
+
+
+def main() -> None:
+    """Entry point: every failure is one line on stderr and an exit code."""
+    console = Console()
+    try:
+        status = app(standalone_mode=False, obj=console)
+    except typer.TyperException as error:
+        code = getattr(error, "exit_code", 2)
+        context = getattr(error, "ctx", None)
+        help = f" (see {context.command_path} --help)" if context else ""
+        print(f"vidlose: {error.format_message().rstrip('.')}{help}", file=sys.stderr)
+        sys.exit(code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(console.fail(Interrupted("interrupted")))
+    except Exception as error:
+        sys.exit(console.fail(error))
+    sys.exit(status if isinstance(status, int) else 0)

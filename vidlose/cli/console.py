@@ -1,0 +1,107 @@
+"""stdout carries results; progress, words and events go to stderr; an error is one line and an exit code."""
+
+import json
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+from vidlose.errors import ReaderGone, VidloseError
+
+
+class Console:
+    """The recipes' Reporter.
+
+    json: NDJSON events instead of words. quiet: errors only. verbose: states too.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+        if self.json:
+            self._line({"event": "say", "text": text})
+        elif not self.quiet:
+            if self._bars:
+                self._bars.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something happened; every one of them is a line of --json."""
+        if self.json:
+            self._line({"event": name, **fields})
+        elif name == "done":
+            rate = fields["frames"] / max(fields["seconds"], 1e-9)
+            self.say(
+                f"{fields['frames']} frames in {fields['seconds']:.1f} s, seed {fields['seed']}"
+                f" ({rate:.2f} frames/s, peak {fields['peak_gib']:.2f} GiB)"
+            )
+        elif name == "video" and fields["of"] > 1:
+            self.say(f"{fields['i'] + 1}/{fields['of']} {fields['output']}: {fields['prompt']}")
+        elif name == "state" and self.verbose:
+            self.say(f"state after {fields['frames']} frames in {fields['path']}")
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """A bar, where a person watches."""
+        if self.json or self.quiet or not sys.stderr.isatty():
+            return
+        if self._bars is None:
+            from rich.console import Console as Rich
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Rich(stderr=True),
+            )
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done)
+
+    def close(self) -> None:
+        if self._bars:
+            self._bars.stop()
+            self._bars = None
+
+    def result(self, *paths: str) -> None:
+        """What the command made: paths on stdout; "-" went there itself. Raises ReaderGone."""
+        self.close()
+        try:
+            for path in paths:
+                if path != "-":
+                    print(path, flush=True)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def fail(self, error: BaseException) -> int:
+        """Say what went wrong in one line; the exit code."""
+        self.close()
+        if os.environ.get("VIDLOSE_DEBUG"):
+            traceback.print_exception(error)
+        if isinstance(error, ReaderGone | BrokenPipeError):
+            with suppress(OSError):  # nobody reads what the interpreter would still flush
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return ReaderGone.exit_code
+        code = error.exit_code if isinstance(error, VidloseError) else 1
+        if isinstance(error, VidloseError):
+            message = str(error)
+        else:
+            message = f"unexpected {type(error).__name__}: {error} (VIDLOSE_DEBUG=1 shows where)"
+        message = " ".join(message.split())
+        if self.json:
+            self._line({"event": "done", "ok": False, "error": message, "exit_code": code})
+        else:
+            print(f"vidlose: {message}", file=sys.stderr, flush=True)
+        return code
+
+    def _line(self, event: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):
+            print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)

@@ -1,0 +1,166 @@
+"""`vidlose fifo`."""
+
+from typing import Annotated
+
+import typer
+
+from vidlose.cli import options
+from vidlose.cli.options import option
+from vidlose.config import FifoConfig, names
+from vidlose.errors import UsageError
+
+
+def fifo(
+    context: typer.Context,
+    prompt: options.Prompt = None,
+    negative: options.Negative = FifoConfig.negative,
+    output: options.Output = None,
+    frames: Annotated[int, option("--frames", help="Length of the video; 0 is until interrupted.")] = FifoConfig.frames,
+    uniform_latents: Annotated[
+        bool,
+        option(
+            "--uniform-latents",
+            help="Fill the first queue with the base clip extended uniformly; nothing of the clip is shown.",
+        ),
+    ] = False,
+    prompt_schedule: Annotated[
+        str | None,
+        option(
+            "--prompt-schedule",
+            help="'0: calm sea | 240: storm', or a file of it. The whole queue turns at that frame, so what is"
+            " shown changes over the next partitions x window frames.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        option("--start", help="Begin with this video, image (repeated) or latents instead of a sampled clip."),
+    ] = None,
+    guidance_scale: options.Guidance = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    fps: options.Fps = None,
+    seed: options.Seed = None,
+    model: options.Model = FifoConfig.model,
+    overwrite: options.Overwrite = FifoConfig.overwrite,
+    json: options.Json = False,
+    resume: Annotated[
+        str | None,
+        option("--resume", help="Finish the interrupted run of this state file.", panel="Resume"),
+    ] = None,
+    extend: Annotated[
+        int | None,
+        option(
+            "--extend",
+            help="With --resume: so many more frames of a finished run, to a new -o.",
+            panel="Resume",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        option(
+            "--state",
+            help="Where the run's state is kept.",
+            panel="Resume",
+            show_default="NAME.fifo.safetensors beside the output; none for stdout",
+        ),
+    ] = None,
+    state_every: Annotated[
+        int, option("--state-every", help="Frames between two states.", panel="Resume")
+    ] = FifoConfig.state_every,
+    partitions: Annotated[
+        int,
+        option(
+            "--partitions",
+            help="Latent partitions n: n x window frames denoising steps, and as many frames in flight.",
+            panel="Queue",
+        ),
+    ] = FifoConfig.partitions,
+    lookahead: Annotated[
+        bool,
+        option(
+            "--lookahead/--no-lookahead",
+            help="Denoise every frame with half a window of cleaner ones before it, at twice the work.",
+            panel="Queue",
+        ),
+    ] = FifoConfig.lookahead,
+    window_frames: Annotated[
+        int | None,
+        option(
+            "--window-frames",
+            help="Frames the model sees at once.",
+            panel="Queue",
+            show_default=options.FAMILY,
+        ),
+    ] = None,
+    queue_start: Annotated[
+        str,
+        option("--queue-start", help="reference, or uniform as --uniform-latents.", panel="Queue"),
+    ] = FifoConfig.queue_start,
+    keep_warmup: Annotated[
+        bool,
+        option("--keep-warmup", help="Keep the first frames, in which the base clip stands still.", panel="Queue"),
+    ] = FifoConfig.keep_warmup,
+    emit: Annotated[
+        str,
+        option(
+            "--emit",
+            help="reference: frames keep the last level's noise (3 %). denoised: the estimate without it.",
+            panel="Queue",
+        ),
+    ] = FifoConfig.emit,
+    scale_aware: Annotated[
+        bool,
+        option(
+            "--scale-aware/--no-scale-aware",
+            help="Where a model was trained with a scaled signal (VideoCrafter 1 at 1024, and 2), scale the queue"
+            " likewise: the network then sees the amplitudes it knows. FIFO-Diffusion itself does not.",
+            panel="Queue",
+        ),
+    ] = FifoConfig.scale_aware,
+    window_batch: Annotated[
+        int | None,
+        option(
+            "--window-batch",
+            help="Windows in one batch; fewer take less memory, for the same result.",
+            panel="Advanced",
+            show_default="all",
+        ),
+    ] = None,
+    decode_batch: Annotated[
+        int,
+        option("--decode-batch", help="Frames decoded together; more wait longer.", panel="Advanced"),
+    ] = FifoConfig.decode_batch,
+    eta: options.FifoEta = None,
+    scheduler: options.Scheduler = FifoConfig.scheduler,
+    fps_condition: options.FpsCondition = None,
+    device: options.Device = FifoConfig.device,
+    dtype: options.Dtype = FifoConfig.dtype,
+    format: options.Format = None,
+    crf: options.Crf = FifoConfig.crf,
+    metadata: options.Metadata = FifoConfig.metadata,
+    config: options.Config = None,
+) -> None:
+    """Make one video of any length, streamed as it is made, in constant memory.
+
+    vidlose fifo -p "a river" --frames 500 --uniform-latents -o river.mp4
+
+    vidlose fifo -p "a river" --frames 0 -o - | ffplay -
+
+    vidlose fifo --resume river.fifo.safetensors
+    """
+    context.obj.json = json
+    given = options.given(context, names(FifoConfig))
+    if uniform_latents:
+        if given.get("queue_start", "uniform") != "uniform":
+            raise UsageError(f"--uniform-latents and --queue-start {queue_start} exclude each other")
+        given["queue_start"] = "uniform"
+    if extend is not None and resume is None:
+        raise UsageError("--extend goes with --resume STATE")
+    if resume is None:
+        resolved = FifoConfig(**given)
+    from vidlose.recipes import fifo as recipe
+
+    saved = None
+    if resume is not None:
+        resolved, saved = recipe.resume(resume, extend, given)
+    context.obj.result(recipe.fifo(resolved, context.obj, saved))

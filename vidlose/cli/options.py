@@ -1,0 +1,115 @@
+"""The options that commands share, each named once; defaults live in `config`."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidlose.errors import InputError
+
+FAMILY = "the model's own"
+
+
+def option(*names: str, help: str, panel: str | None = None, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def _config_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Values from a TOML file: its top level and the table named like the command."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read config {path}: {getattr(error, 'strerror', None) or error}") from error
+    command = context.info_name or ""
+    values = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    values |= found.get(command, {})
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    if unknown := sorted(values.keys() - known):
+        raise InputError(f"{path}: {command} has no option {unknown[0]!r}")
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    option(
+        "--config",
+        help="TOML file of option values; the command line and VIDLOSE_* variables win.",
+        panel="Advanced",
+        is_eager=True,
+        callback=_config_file,
+    ),
+]
+Prompt = Annotated[str | None, option("--prompt", "-p", help="What to draw.")]
+Negative = Annotated[str, option("--negative", "-n", help="What to move away from.", show_default=False)]
+Output = Annotated[
+    str | None,
+    option(
+        "--output",
+        "-o",
+        help="FILE.mp4 .webm .gif .mkv, FOLDER/ of png frames, latents .safetensors, or - for stdout.",
+        show_default="from prompt and seed",
+    ),
+]
+Seed = Annotated[int | None, option("--seed", help="Noise seed.", show_default="drawn and printed")]
+Model = Annotated[str, option("--model", "-m", help="random or random:FAMILY.")]
+Guidance = Annotated[
+    float | None,
+    option("--guidance-scale", "-g", help="Classifier-free guidance; 1 is off.", show_default=FAMILY),
+]
+Width = Annotated[int | None, option("--width", help="Pixels.", show_default=FAMILY)]
+Height = Annotated[int | None, option("--height", help="Pixels.", show_default=FAMILY)]
+Fps = Annotated[float | None, option("--fps", help="Frames per second of the video.", show_default=FAMILY)]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace an existing output.")]
+Json = Annotated[bool, option("--json", help="NDJSON events on stderr.")]
+
+Eta = Annotated[
+    float | None,
+    option("--eta", help="DDIM noise, 0 to 1.", panel="Advanced", show_default=FAMILY),
+]
+FifoEta = Annotated[float | None, option("--eta", help="DDIM noise, 0 to 1.", panel="Advanced", show_default="1.0")]
+Scheduler = Annotated[str, option("--scheduler", help="How a step is made: ddim.", panel="Advanced")]
+FpsCondition = Annotated[
+    float | None,
+    option(
+        "--fps-condition",
+        help="The fps told to families that read it.",
+        panel="Advanced",
+        show_default=FAMILY,
+    ),
+]
+Device = Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel="Advanced")]
+Dtype = Annotated[str, option("--dtype", help="auto, fp32, bf16 or fp16.", panel="Advanced")]
+Format = Annotated[
+    str | None,
+    option(
+        "--format",
+        help="mp4, webm, gif, mkv, y4m, rawvideo or png.",
+        panel="Advanced",
+        show_default="by the output's name; mp4 on stdout",
+    ),
+]
+Crf = Annotated[int, option("--crf", help="Video quality, 0 best to 51.", panel="Advanced")]
+Metadata = Annotated[
+    bool,
+    option("--metadata/--no-metadata", help="Run card .json and the video's comment tag.", panel="Advanced"),
+]
+
+
+def given(context: typer.Context, names: set[str]) -> dict[str, Any]:
+    """The options among `names` that somebody set: command line, environment or config file."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name in names and _source(context, name) not in (None, "DEFAULT")
+    }
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return source.name if source else None

@@ -1,0 +1,127 @@
+"""Every knob of every command, with its default; no torch here. Values are checked as soon as they are set.
+
+None means: as the model's family is usually sampled.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from vidlose.errors import InputError, UsageError
+
+EMITS = ("reference", "denoised")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What `generate` and `fifo` share."""
+
+    prompt: str | None = None
+    negative: str = ""
+    output: str | None = None
+    model: str = "random"
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    fps_condition: float | None = None
+    guidance_scale: float | None = None
+    eta: float | None = None
+    scheduler: str = "ddim"
+    seed: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    format: str | None = None
+    crf: int = 18
+    overwrite: bool = False
+    metadata: bool = True
+
+    def __post_init__(self) -> None:
+        positive(self, "width", "height", "fps", "fps_condition")
+        between(self, "eta", 0, 1)
+        between(self, "crf", 0, 51)
+        between(self, "seed", 0, 2**63 - 1)
+        between(self, "guidance_scale", -1000, 1000)
+        choice(self, "device", DEVICES)
+        choice(self, "dtype", DTYPES)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field, for the card beside the result."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SampleConfig):
+    """`vidlose generate`: one clip a prompt and seed."""
+
+    prompts_file: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    num_videos: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "frames", "steps", "num_videos")
+        if self.prompt is None and self.prompts_file is None:
+            raise UsageError("give a prompt with -p, or --prompts-file")
+        if self.prompt is not None and self.prompts_file is not None:
+            raise UsageError("-p and --prompts-file exclude each other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FifoConfig(SampleConfig):
+    """`vidlose fifo`: one video of any length. frames 0 is: until interrupted."""
+
+    prompt_schedule: str | None = None
+    frames: int = 100
+    partitions: int = 4
+    window_frames: int | None = None
+    lookahead: bool = True
+    queue_start: str = "reference"
+    start: str | None = None
+    keep_warmup: bool = False
+    emit: str = "reference"
+    scale_aware: bool = True
+    window_batch: int | None = None
+    decode_batch: int = 1
+    state: str | None = None
+    state_every: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frames < 0:
+            raise InputError(f"--frames is {self.frames}; give a number of frames, or 0 for until interrupted")
+        positive(self, "partitions", "window_frames", "window_batch", "decode_batch", "state_every")
+        choice(self, "emit", EMITS)
+        if (self.prompt is None) == (self.prompt_schedule is None):
+            raise UsageError("give either a prompt with -p or a --prompt-schedule")
+
+
+def flag(name: str) -> str:
+    """A field's option: "guidance_scale" -> "--guidance-scale"."""
+    return "--" + name.replace("_", "-")
+
+
+def positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{flag(name)} is {value}; it must be greater than 0")
+
+
+def between(config: Any, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{flag(name)} is {value}; it must lie between {low} and {high}")
+
+
+def choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise InputError(f"unknown {name.replace('_', ' ')} {value!r}; choose from {', '.join(choices)}")
+
+
+def names(kind: type) -> set[str]:
+    """The fields of a config."""
+    return {field.name for field in fields(kind)}

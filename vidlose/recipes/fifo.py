@@ -1,0 +1,358 @@
+"""`vidlose fifo`: a prompt goes in, an endless stream of finished frames comes out."""
+
+import shlex
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidlose import checkpoints
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import FifoConfig, flag, names
+from vidlose.diffusion.denoiser import Condition, Denoise
+from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
+from vidlose.errors import InputError, Interrupted, UsageError, pick
+from vidlose.io.latents import SUFFIX, read_latents
+from vidlose.io.segments import check_file
+from vidlose.io.state import load_state, save_state
+from vidlose.io.video import read_frames
+from vidlose.longvideo import fifo as method
+from vidlose.longvideo.queue import Queue
+from vidlose.models.autoencoder import from_uint8
+from vidlose.recipes import prompts, runtime
+from vidlose.recipes.output import Output, check_output
+from vidlose.recipes.runtime import Reporter, Settled, Signals
+
+FREE = {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
+"""What a resumed run may say anew; everything else comes from the state."""
+FREE_IN_EXTENSION = {"frames", "prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
+"""What a continuation into a new output may say besides."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run's state as it was on disk.
+
+    Facts: config, fingerprint, position (see `Position`), finished.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @staticmethod
+    def load(path: str) -> "Saved":
+        tensors, facts = load_state(Path(path))
+        if facts.get("kind") != "fifo":
+            raise InputError(f"{path} is not the state of a fifo run")
+        return Saved(Path(path), tensors, facts)
+
+
+def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoConfig, Saved]:
+    """The config of a run that goes on from a state file; `given` are the options said explicitly.
+
+    extend: so many more frames, of a finished run, into a new output. Raises InputError that names the first
+    option which the state contradicts.
+    """
+    saved = Saved.load(state)
+    before = {key: value for key, value in saved.facts["config"].items() if key in names(FifoConfig)}
+    free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
+    for key, value in given.items():
+        if key not in free and value != before[key]:
+            raise InputError(f"{state} is of a run with {flag(key)} {before[key]}, not {value}")
+    if extend is None:
+        if saved.facts["finished"]:
+            raise InputError(f"{state} is finished; continue it with --extend N -o NEW")
+        if given.get("output", before["output"]) != before["output"]:
+            raise InputError(f"{state} writes to {before['output']}; a new -o goes with --extend N")
+    else:
+        if not saved.facts["finished"]:
+            raise InputError(f"{state} is not finished: --resume it without --extend first")
+        if extend < 1:
+            raise InputError(f"--extend is {extend}; give a number of frames")
+        if "output" not in given:
+            raise UsageError("--extend needs a new -o")
+        given = {"prompt": None, "prompt_schedule": None, **given} if given.keys() & PROMPTS else given
+        given = {"state": None, **given, "frames": extend}
+    return FifoConfig(**{**before, "overwrite": False, **given}), saved
+
+
+PROMPTS = {"prompt", "prompt_schedule"}
+
+
+def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
+    """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
+    goes_on = saved is not None and not saved.facts["finished"]
+    text = config.prompt_schedule
+    timeline = prompts.schedule(text) if text is not None else prompts.Schedule((0,), (config.prompt or "",))
+    config = replace(config, seed=runtime.seed(config.seed))
+    name = runtime.default_output(timeline.prompts[0], config.seed or 0, config.format)
+    config = replace(config, output=config.output or name)
+    check_output(replace(config, overwrite=config.overwrite or goes_on))
+    stepper = pick(STEPS, config.scheduler, "scheduler")
+    start = pick(method.STARTS, config.queue_start, "queue start")
+    state_path = state_file(config, replaces=config.overwrite or goes_on)
+
+    device = runtime.device(config.device)
+    model = checkpoints.load(config.model)
+    usual = model.defaults
+    settled = runtime.settle(
+        config,
+        model,
+        device,
+        frames=config.window_frames,
+        guidance=usual.fifo_guidance,
+        eta=1.0,
+        fps_condition=usual.fifo_fps_condition,
+    )
+    config = replace(config, **asdict(settled) | {"frames": config.frames, "window_frames": settled.frames})
+    fingerprint = model.fingerprint()
+    if saved and saved.facts["fingerprint"] != fingerprint:
+        raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
+    steps = config.partitions * settled.frames
+    ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
+    plan = method.plan(ladder, settled.frames, config.lookahead)
+    pictures = None if config.start is None or saved else read_start(config.start, settled)
+    report.say(f"seed {settled.seed}")
+    model.to(device, settled.torch_dtype)
+
+    sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
+    noise = SeededNoise(settled.seed, device)
+    warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
+    position = Position(**saved.facts["position"]) if saved else Position()
+    if saved and not goes_on:
+        new_prompts = any(getattr(config, key) != saved.facts["config"][key] for key in PROMPTS)
+        position = replace(
+            position,
+            first=position.kept,
+            prompts_from=position.kept if new_prompts else position.prompts_from,
+        )
+
+    @cache
+    def condition(prompt: str) -> Condition:
+        return model.condition(prompt, config.negative, settled.fps_condition)
+
+    bind = cache(lambda prompt: sampler.bind(condition(prompt)))
+
+    def denoise_at(iteration: int) -> Denoise:
+        return bind(timeline.prompts[timeline.at(iteration - warmup - position.prompts_from)])
+
+    with Signals() as signals, runtime.memory_errors():
+        if saved:
+            latents, levels = saved.tensors["latents"], saved.tensors["levels"].tolist()
+        else:
+            clip = encode_start(pictures, config.start, model, settled) if pictures is not None else None
+            if clip is None:
+                # The base clip keeps the scale its model was trained with, as the reference does.
+                whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
+                clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
+            latents, levels = method.fill(clip, config.queue_start, plan, ladder, noise)
+        queue = Queue(
+            plan,
+            sampler,
+            denoise_at,
+            noise,
+            latents.to(device),
+            levels,
+            window_batch=config.window_batch,
+            denoised=config.emit == "denoised",
+        )
+        if saved:
+            queue.restore(saved.tensors)
+            noise.generator.set_state(saved.tensors["rng"])
+        Run(config, settled, model, fingerprint, queue, noise, report, signals, state_path, warmup, position).go()
+    return config.output or ""
+
+
+def state_file(config: FifoConfig, *, replaces: bool) -> Path | None:
+    """Where the state goes: beside a file or folder, nowhere for a pipe unless asked. Raises InputError."""
+    if config.state is None and config.output == "-":
+        return None
+    path = Path(config.state) if config.state else runtime.beside(config.output or "", ".fifo" + SUFFIX)
+    if path == Path(config.output or ""):
+        raise InputError(f"--state and -o are the same file: {path}")
+    if config.state is not None:
+        check_file(path, overwrite=True)
+    if path.exists() and not replaces:
+        raise InputError(f"{path} holds the state of another run: --resume it, give another -o, or --overwrite")
+    return path
+
+
+def read_start(source: str, settled: Settled) -> Tensor:
+    """`--start`: latents `[f C h w]`, or uint8 frames `[f H W 3]`; an image is repeated. Raises InputError."""
+    if source.endswith(SUFFIX):
+        found = read_latents(Path(source))[: settled.frames]
+    else:
+        pictures = read_frames(source, size=(settled.width, settled.height), limit=settled.frames)
+        found = torch.stack([torch.from_numpy(picture.copy()) for picture in pictures])
+    if len(found) == 1:
+        found = found.expand(settled.frames, *found.shape[1:])
+    if len(found) < settled.frames:
+        raise InputError(
+            f"{source} has {len(found)} frames, a window has {settled.frames}; give at least as many, or one"
+        )
+    return found
+
+
+@torch.no_grad()
+def encode_start(found: Tensor, source: str | None, model: VideoModel, settled: Settled) -> Tensor:
+    """What `read_start` found -> clean latents `[C f h w]`. Raises InputError where latents do not fit."""
+    found = found.to(model.device)
+    latents = model.vae.encode(from_uint8(found)) if found.dtype == torch.uint8 else found
+    width, height = model.latent_size(settled.width, settled.height)
+    expected = (model.unet.family.latent_channels, height, width)
+    if latents.shape[1:] != expected:
+        raise InputError(f"{source} holds latents {tuple(latents.shape[1:])}, this run's are {expected}")
+    return latents.transpose(0, 1)
+
+
+@torch.no_grad()
+def base_clip(
+    sampler: Sampler,
+    condition: Condition,
+    model: VideoModel,
+    settled: Settled,
+    noise: SeededNoise,
+    report: Reporter,
+    signals: Signals,
+) -> Tensor:
+    """The f latents `[C f h w]` that fill the first queue, sampled on the queue's own timesteps (FIFO.md §2)."""
+    width, height = model.latent_size(settled.width, settled.height)
+
+    def progress(done: int, total: int) -> None:
+        signals.check()
+        report.progress("base clip", done, total)
+
+    x = noise(1, model.unet.family.latent_channels, settled.frames, height, width)
+    return sampler.clip(sampler.bind(condition), x, noise, progress)[0]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, in frames.
+
+    emitted: given by the queue, warm-up and all. kept: those of them that went to an output. first: the kept
+    frame with which this output begins. prompts_from: the kept frame at which its prompts begin to count.
+    """
+
+    emitted: int = 0
+    kept: int = 0
+    first: int = 0
+    prompts_from: int = 0
+
+    @property
+    def written(self) -> int:
+        """Frames of this output."""
+        return self.kept - self.first
+
+
+@dataclass
+class Run:
+    """The loop from the queue to the output, with states on the way: one follows only when its frames are safe."""
+
+    config: FifoConfig
+    settled: Settled
+    model: VideoModel
+    fingerprint: str
+    queue: Queue
+    noise: SeededNoise
+    report: Reporter
+    signals: Signals
+    state_path: Path | None
+    warmup: int
+    position: Position
+
+    def go(self) -> None:
+        """To the end. Raises Interrupted after a signal, when everything is safe."""
+        config, began, before = self.config, time.monotonic(), self.position.kept
+        target = config.output or ""
+        card = runtime.card("fifo", config.resolved(), self.model, self.fingerprint) if config.metadata else None
+        output = Output(
+            config,
+            self.settled,
+            self.model,
+            self.report,
+            comment=runtime.comment(card) if card else None,
+            segmented=True,
+            first_frame=self.position.written,
+            decode_batch=config.decode_batch,
+        )
+        try:
+            self._fill(output)
+            output.close()
+        except BaseException:
+            output.sink.abort()
+            raise
+        self._save(finished=True)
+        seconds = time.monotonic() - began
+        result = {
+            "frames": self.position.written,
+            "first_frame": self.position.first,
+            "seconds": round(seconds, 3),
+            "frames_per_second": round((self.position.kept - before) / max(seconds, 1e-9), 3),
+            "peak_gib": round(runtime.peak_memory(self.model.device), 3),
+        }
+        if card and target != "-":
+            runtime.write_card(target, {**card, **result})
+        self.report.event("done", ok=True, output=target, seed=self.settled.seed, **result)
+        if self.signals.stop:
+            raise Interrupted(f"{self.signals.stop}: {target} is complete{self._how_to_go_on('--extend 100 -o NEW')}")
+
+    def _fill(self, output: Output) -> None:
+        """Frames into the output until there are enough, or a signal ends an endless run."""
+        if not self.position.emitted:
+            self._save()  # from here on nothing that was computed is lost
+        total = self.config.frames or None
+        while total is None or self.position.written < total:
+            output.sink.check()
+            latents = next(self.queue)
+            kept = self.position.emitted >= self.warmup
+            self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
+            if kept:
+                output.write(latents)
+                self.report.event("frame", i=self.position.written - 1)
+                self.report.progress("frames", self.position.written, total)
+            else:
+                self.report.progress("warm-up", self.position.emitted, self.warmup)
+            if self.position.written == total:
+                return
+            if self.signals.stop:
+                self._stop(output)
+                return
+            if self.signals.save or self.position.emitted % self.config.state_every == 0:
+                self.signals.save = False
+                output.cut()
+                self._save()
+
+    def _stop(self, output: Output) -> None:
+        """A signal came: an endless run ends here; another is made safe and says how to go on (Interrupted)."""
+        written = self.position.written
+        if written and not self.config.frames:
+            return
+        output.cut()
+        self._save()
+        if written and self.config.output == "-":
+            output.close()  # what the reader has is a whole video
+        raise Interrupted(f"{self.signals.stop}: {written} frames are safe{self._how_to_go_on()}")
+
+    def _how_to_go_on(self, options: str = "") -> str:
+        if not self.state_path:
+            return ""
+        return f"; go on with: vidlose fifo --resume {shlex.quote(str(self.state_path))} {options}".rstrip()
+
+    def _save(self, finished: bool = False) -> None:
+        if not self.state_path:
+            return
+        facts = {
+            "kind": "fifo",
+            "config": self.config.resolved(),
+            "fingerprint": self.fingerprint,
+            "position": asdict(self.position),
+            "finished": finished,
+        }
+        save_state(self.state_path, {**self.queue.state(), "rng": self.noise.generator.get_state()}, facts)
+        self.report.event("state", path=str(self.state_path), frames=self.position.written)

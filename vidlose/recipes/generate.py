@@ -1,0 +1,128 @@
+"""`vidlose generate`: one clip for every prompt and seed, by the ordinary loop."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from vidlose import checkpoints
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import GenerateConfig
+from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
+from vidlose.errors import InputError, UsageError, pick
+from vidlose.recipes import prompts, runtime
+from vidlose.recipes.output import Output, check_output
+from vidlose.recipes.runtime import Reporter, Settled, Signals
+
+
+def generate(config: GenerateConfig, report: Reporter) -> list[str]:
+    """The paths written ("-" is stdout), in order."""
+    runs = videos(config)
+    for run in runs:
+        check_output(run)
+    stepper = pick(STEPS, config.scheduler, "scheduler")
+    device = runtime.device(config.device)
+    model = checkpoints.load(config.model)
+    ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
+    plans = [(run, settle(run, model, device)) for run in runs]
+    fingerprint = model.fingerprint()
+    model.to(device, plans[0][1].torch_dtype)
+    with Signals() as signals, runtime.memory_errors():
+        for index, (run, settled) in enumerate(plans):
+            report.event("video", i=index, of=len(runs), prompt=run.prompt, seed=run.seed, output=run.output)
+            sampler = Sampler(
+                model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper
+            )
+            one(run, settled, model, fingerprint, sampler, report, signals)
+    return [run.output or "" for run in runs]
+
+
+def settle(config: GenerateConfig, model: VideoModel, device: torch.device) -> Settled:
+    usual = model.defaults
+    return runtime.settle(
+        config,
+        model,
+        device,
+        frames=config.frames,
+        guidance=usual.guidance,
+        eta=usual.eta,
+        fps_condition=usual.fps_condition,
+    )
+
+
+def videos(config: GenerateConfig) -> list[GenerateConfig]:
+    """One config a video: prompt, seed and output are set."""
+    lines = prompts.batch(config.prompts_file) if config.prompts_file else [prompts.Shot(config.prompt or "")]
+    runs = []
+    for line in lines:
+        first = runtime.seed(line.seed if line.seed is not None else config.seed)
+        for offset in range(config.num_videos):
+            runs.append(
+                replace(
+                    config,
+                    prompts_file=None,
+                    num_videos=1,
+                    prompt=line.prompt,
+                    negative=config.negative if line.negative is None else line.negative,
+                    frames=config.frames if line.frames is None else line.frames,
+                    seed=first + offset,
+                )
+            )
+    many = len(runs) > 1 or config.prompts_file is not None
+    if many and config.output is not None:
+        if not config.output.endswith("/"):
+            raise UsageError(f"several videos need a folder: -o {config.output if config.output != '-' else 'out'}/")
+        folder = Path(config.output)
+        if not folder.parent.is_dir():
+            raise InputError(f"{folder}: the folder {folder.parent} does not exist; create it or give another -o")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    return [replace(run, output=output_of(run, i if many else None)) for i, run in enumerate(runs)]
+
+
+def output_of(run: GenerateConfig, index: int | None) -> str:
+    """Where one video goes; `index` is its place in a batch, whose `output` is a folder."""
+    if index is None and run.output is not None:
+        return run.output
+    name = runtime.default_output(run.prompt or "", run.seed or 0, run.format)
+    return name if index is None else f"{run.output or ''}{index:03d}-{name}"
+
+
+def one(
+    config: GenerateConfig,
+    settled: Settled,
+    model: VideoModel,
+    fingerprint: str,
+    sampler: Sampler,
+    report: Reporter,
+    signals: Signals,
+) -> None:
+    """One video, to the config's output."""
+    began = time.monotonic()
+    width, height = model.latent_size(settled.width, settled.height)
+    noise = SeededNoise(settled.seed, model.device)
+    denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition))
+
+    def progress(done: int, total: int) -> None:
+        signals.check()
+        report.progress("steps", done, total)
+
+    with torch.no_grad():
+        x = noise(1, model.unet.family.latent_channels, settled.frames, height, width)
+        latents = sampler.clip(denoise, x, noise, progress)[0].transpose(0, 1)
+    steps = sampler.ladder.top - sampler.ladder.floor
+    resolved = {**config.resolved(), **asdict(settled), "steps": steps}
+    card = runtime.card("generate", resolved, model, fingerprint) if config.metadata else None
+    comment = runtime.comment(card) if card else None
+    output = Output(config, settled, model, report, comment=comment, segmented=False)
+    with output.sink:
+        output.write(latents)
+        output.cut()
+    result = {"frames": settled.frames, "seconds": round(time.monotonic() - began, 3)}
+    if card and config.output != "-":
+        runtime.write_card(config.output or "", {**card, **result})
+    peak = round(runtime.peak_memory(model.device), 3)
+    report.event("done", ok=True, output=config.output, seed=settled.seed, **result, peak_gib=peak)

@@ -1,0 +1,101 @@
+"""From latents to what the user asked for: decoded frames in a video, a folder or a pipe, or the latents."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import SampleConfig
+from vidlose.errors import EncoderError, InputError, UsageError
+from vidlose.io.latents import SUFFIX, LatentFile
+from vidlose.io.segments import check_file, check_target, open_sink
+from vidlose.io.video import Ffmpeg, Sink
+from vidlose.models.autoencoder import to_uint8
+from vidlose.recipes.runtime import Reporter, Settled
+
+
+def check_output(config: SampleConfig) -> None:
+    """Everything that can be known about the output before a model is loaded. Raises InputError."""
+    target = config.output or ""
+    if target.endswith(SUFFIX):
+        if config.format is not None:
+            raise UsageError(f"--format {config.format} does not go with latents in {target}")
+        check_file(Path(target), overwrite=config.overwrite)
+        return
+    check_target(target, format=config.format, overwrite=config.overwrite)
+    try:
+        Ffmpeg(["-version"]).wait()
+    except EncoderError as error:  # known before any work: bad input rather than a failed encoding
+        raise InputError(str(error)) from None
+
+
+class Output:
+    """A sink that takes latents; counts what it has been given.
+
+    segmented: a file is written in segments that survive a kill (see io.segments).
+    """
+
+    def __init__(
+        self,
+        config: SampleConfig,
+        settled: Settled,
+        model: VideoModel,
+        report: Reporter,
+        *,
+        comment: str | None,
+        segmented: bool,
+        first_frame: int = 0,
+        decode_batch: int = 8,
+    ) -> None:
+        target = config.output or ""
+        self._vae = model.vae
+        self._batch = decode_batch
+        self._waiting: list[Tensor] = []
+        self._raw = target.endswith(SUFFIX)
+        self.sink: Sink
+        if self._raw:
+            width, height = model.latent_size(settled.width, settled.height)
+            shape = (model.vae.channels, height, width)
+            self.sink = LatentFile(Path(target), shape, first_frame=first_frame)
+        else:
+            self.sink = open_sink(
+                target,
+                format=config.format,
+                width=settled.width,
+                height=settled.height,
+                fps=settled.fps,
+                crf=config.crf,
+                comment=comment,
+                first_frame=first_frame,
+                segmented=segmented,
+            )
+        if self.sink.notice:
+            report.say(self.sink.notice)
+
+    @torch.no_grad()
+    def write(self, latents: Tensor) -> None:
+        """Latents `[N C h w]`, in order; decoded in small batches."""
+        if self._raw:
+            for latent in latents.float().cpu().numpy():
+                self.sink.write(latent)
+            return
+        self._waiting += latents.unbind(0)
+        while len(self._waiting) >= self._batch:
+            self._decode(self._batch)
+
+    def _decode(self, count: int) -> None:
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        for frame in to_uint8(self._vae.decode(torch.stack(batch))).numpy():
+            self.sink.write(frame)
+
+    @torch.no_grad()
+    def cut(self) -> None:
+        """Everything written so far is on disk when this returns, where the sink can promise it."""
+        if self._waiting:
+            self._decode(len(self._waiting))
+        self.sink.cut()
+
+    def close(self) -> None:
+        self.cut()
+        self.sink.close()

@@ -1,0 +1,210 @@
+"""What every recipe needs around its work: device, dtype, seeds, signals, names, the card beside a result."""
+
+import json
+import re
+import resource
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, Self
+
+import torch
+
+from vidlose import __version__
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import SampleConfig
+from vidlose.errors import InputError, Interrupted, OutOfMemory, pick
+from vidlose.io.files import write_atomic
+from vidlose.io.video import FORMATS
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Reporter(Protocol):
+    """Where a recipe says what it does: nothing of it is a result."""
+
+    def say(self, text: str) -> None: ...
+    def event(self, name: str, **fields: Any) -> None: ...
+    def progress(self, what: str, done: int, total: int | None) -> None: ...
+
+
+def device(name: str) -> torch.device:
+    """ "auto" takes the best there is. Raises InputError for one that this machine has not."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    if not there[name]:
+        found = ", ".join(kind for kind, present in there.items() if present)
+        raise InputError(f"--device {name}: this machine or this torch build has none; there is {found}")
+    return torch.device(name)
+
+
+def dtype(name: str, device: torch.device) -> str:
+    """ "auto" is fp32 on a CPU, and elsewhere bf16 where the device has it, else fp16."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+
+
+def seed(given: int | None) -> int:
+    return secrets.randbelow(2**32) if given is None else given
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a config leaves to the model's family or to the machine, decided. `frames` are those of a window."""
+
+    device: str
+    dtype: str
+    width: int
+    height: int
+    frames: int
+    fps: float
+    fps_condition: float
+    guidance_scale: float
+    eta: float
+    seed: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+def settle(
+    config: SampleConfig,
+    model: VideoModel,
+    device: torch.device,
+    *,
+    frames: int | None,
+    guidance: float,
+    eta: float,
+    fps_condition: float,
+) -> Settled:
+    """Decide what `config` leaves open; the keywords are the frames asked for and the family's habits.
+
+    Raises InputError where the model cannot do it: a size off its grid, more frames than it has positions.
+    """
+    usual = model.defaults
+    settled = Settled(
+        device=device.type,
+        dtype=dtype(config.dtype, device),
+        width=config.width or usual.width,
+        height=config.height or usual.height,
+        frames=frames or usual.frames,
+        fps=config.fps or usual.fps,
+        fps_condition=config.fps_condition or fps_condition,
+        guidance_scale=guidance if config.guidance_scale is None else config.guidance_scale,
+        eta=eta if config.eta is None else config.eta,
+        seed=seed(config.seed),
+    )
+    model.latent_size(settled.width, settled.height)
+    model.check_frames(settled.frames)
+    return settled
+
+
+def default_output(prompt: str, seed: int, format: str | None) -> str:
+    """("a river, at dawn", 7, None) -> "a-river-at-dawn-7.mp4"; a folder `NAME/` for png."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+    suffix = "/" if format == "png" else pick(FORMATS, format or "mp4", "format").suffix
+    return f"{slug or 'video'}-{seed}{suffix}"
+
+
+class Signals:
+    """SIGINT and SIGTERM ask for a stop, SIGUSR1 for a saved state; the recipe looks between its steps.
+
+    A second SIGINT does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        self.save = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+        elif self.stop:
+            raise KeyboardInterrupt
+        else:
+            self.stop = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raises Interrupted where a stop was asked for and there is nothing to save yet."""
+        if self.stop:
+            raise Interrupted(f"{self.stop}: stopped before the first frame; nothing was written")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Torch's out-of-memory errors as ours, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(_memory_advice(str(error))) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(_memory_advice(str(error))) from error
+
+
+def _memory_advice(reason: str) -> str:
+    return f"out of memory: {reason.splitlines()[0]}; try a smaller size, --window-batch 1 or --dtype bf16"
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB at most so far: of the device where it counts, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def card(command: str, config: dict[str, Any], model: VideoModel, fingerprint: str) -> dict[str, Any]:
+    """What made a result: the resolved config, the model's hash, versions."""
+    return {
+        "command": command,
+        "version": __version__,
+        "torch": str(torch.__version__),
+        "model": {"name": model.name, "family": model.family, "sha256": fingerprint},
+        "config": config,
+    }
+
+
+def comment(card: dict[str, Any]) -> str:
+    """The short form, for the video's own `comment` tag."""
+    config = card["config"]
+    kept = {key: config[key] for key in ("prompt", "prompt_schedule", "negative", "seed") if config.get(key)}
+    return json.dumps({"vidlose": card["version"], "model": card["model"]["name"], **kept}, ensure_ascii=False)
+
+
+def write_card(output: str, card: dict[str, Any]) -> None:
+    """`clip.mp4` -> `clip.json`, `frames/` -> `frames.json`, in one move."""
+    write_atomic(card_path(output), json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def card_path(output: str) -> Path:
+    return beside(output, ".json")
+
+
+def beside(output: str, suffix: str) -> Path:
+    """`clip.mp4` or `clip/` -> `clip` + suffix, in the same folder."""
+    path = Path(output)
+    return path.with_name((path.name if output.endswith("/") else path.stem) + suffix)
