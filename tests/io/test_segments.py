@@ -309,14 +309,11 @@ def test_open_sink(tmp_path: Path) -> None:
             segmented=segmented,
         )
 
-    kinds: Iterator[tuple[Sink, type]] = iter(
-        [
-            (opened(f"{tmp_path}/a.mp4"), SegmentedVideo),
-            (opened(f"{tmp_path}/b.mp4", segmented=False), Encoder),
-            (opened(f"{tmp_path}/frames/"), FrameFolder),
-        ]
-    )
-    for out, kind in kinds:
+    for out, kind in [
+        (opened(f"{tmp_path}/a.mp4"), SegmentedVideo),
+        (opened(f"{tmp_path}/b.mp4", segmented=False), Encoder),
+        (opened(f"{tmp_path}/frames/"), FrameFolder),
+    ]:
         assert type(out) is kind
         with out:
             write(out, 0, 6)

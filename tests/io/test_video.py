@@ -412,7 +412,7 @@ def test_kill_9_leaves_a_stream_that_plays(tmp_path: Path, name: str) -> None:
         assert process.stderr and process.stderr.readline() == b"written\n"
         size = -1
         while size != (size := target.stat().st_size):
-            time.sleep(0.1)
+            time.sleep(0.3)
         for pid in processes_with(mark):
             os.kill(pid, signal.SIGKILL)
         process.stderr.close()

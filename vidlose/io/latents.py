@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidlose.errors import EncoderError, InputError
-from vidlose.io.video import Sink, disk_errors, part_of, publish
+from vidlose.io.files import disk_errors, part_of, publish
+from vidlose.io.video import Sink
 
 SUFFIX = ".safetensors"
 NAME = "latents"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vidlose.errors import EncoderError, InputError, pick
+from vidlose.io.files import disk_errors, part_of, publish, sync
 from vidlose.io.video import (
     FORMATS,
     LOSSLESS,
@@ -22,14 +23,10 @@ from vidlose.io.video import (
     Frame,
     FrameFolder,
     Sink,
-    disk_errors,
     format_of,
     output,
     padding_notice,
-    part_of,
-    publish,
     read_frames,
-    sync,
 )
 
 LISTING = "segments.txt"

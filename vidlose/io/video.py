@@ -1,13 +1,12 @@
 """Frames to files, folders and pipes, and back: uint8 [H W 3] RGB, one at a time, never a whole video."""
 
-import errno
 import os
 import re
 import select
 import shutil
 import subprocess
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from itertools import islice
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlose.errors import EncoderError, InputError, ReaderGone, pick
+from vidlose.io.files import disk_errors, part_of, publish, sync
 
 Frame = NDArray[np.uint8]
 
@@ -451,40 +451,6 @@ def check_frame(frame: Frame, shape: tuple[int, int, int]) -> None:
     """ValueError unless `frame` is uint8 of `shape` [H W 3]."""
     if frame.shape != shape or frame.dtype != np.uint8:
         raise ValueError(f"a frame must be uint8 {shape}, got {frame.dtype} {frame.shape}")
-
-
-def part_of(file: Path) -> Path:
-    """The name `file` has while it is being written."""
-    return file.with_name(f"{file.name}.part")
-
-
-def publish(part: Path, target: Path) -> None:
-    """Makes `part` durable and then names it `target`, in one step."""
-    with disk_errors(target):
-        sync(part)
-        part.replace(target)
-        sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns when the file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have nothing to do for a folder
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into an EncoderError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise EncoderError(f"{path}: {error.strerror or error}") from None
 
 
 def _reader_left() -> bool:

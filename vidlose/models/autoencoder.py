@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFinite
+from vidlose.errors import NonFinite
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL

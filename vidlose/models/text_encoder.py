@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .tokenizer import ClipTokenizer
+from vidlose.models.tokenizer import ClipTokenizer
 
 
 @dataclass(frozen=True)

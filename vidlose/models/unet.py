@@ -60,11 +60,12 @@ class UNet(nn.Module):
 
         width, skips = channels[0], [channels[0]]
         for level, out in enumerate(channels):
-            self.down.append(nn.ModuleList())
+            stage = nn.ModuleList()
             for _ in range(blocks):
-                self.down[level].append(nn.ModuleDict(family.block(width, out, level)))
+                stage.append(nn.ModuleDict(family.block(width, out, level)))
                 width = out
                 skips.append(width)
+            self.down.append(stage)
             if level < len(channels) - 1:
                 self.downsample.append(Downsample(width))
                 skips.append(width)

@@ -1,0 +1,130 @@
+"""What the U-Net promises beyond the originals: levels and texts per frame, keys once, checkpointing, masks."""
+
+import pytest
+import torch
+from torch import nn
+
+from vidlose.checkpoints.random import NETWORKS
+from vidlose.models.temporal import TemporalAttention, TemporalTransformer
+from vidlose.models.unet import UNet
+
+FAMILIES = sorted(NETWORKS)
+
+
+def small(family: str) -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(NETWORKS[family]).eval()
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return unet
+
+
+def inputs(batch: int = 2, frames: int = 4):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 4, frames, 8, 16, generator=g)
+    timestep = torch.randint(0, 1000, (batch, frames), generator=g)
+    return x, timestep, torch.randn(batch, 7, 32, generator=g)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_text_per_sample_and_per_frame_agree(family):
+    unet = small(family)
+    x, timestep, text = inputs()
+    once = unet(x, timestep, text)
+    torch.testing.assert_close(unet(x, timestep, text.repeat_interleave(4, 0)), once, atol=2e-5, rtol=0)
+    torch.testing.assert_close(unet(x, timestep, unet.text_keys(text)), once, atol=0, rtol=0)
+    per_frame = torch.randn(8, 7, 32)
+    assert (unet(x, timestep, per_frame) - once).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="3 texts do not divide 2 clips of 4 frames"):
+        unet(x, timestep, torch.randn(3, 7, 32))
+    with pytest.raises(ValueError, match=r"timestep is \(2,\), expected \(2, 4\)"):
+        unet(x, timestep[:, 0], text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_batched_clips_do_not_see_each_other(family):
+    unet = small(family)
+    x, timestep, text = inputs()
+    both = unet(x, timestep, text)
+    apart = torch.cat([unet(x[i : i + 1], timestep[i : i + 1], text[i : i + 1]) for i in (0, 1)])
+    torch.testing.assert_close(both, apart, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_covers_temporal_layers(family):
+    unet = small(family).train()
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    x, timestep, text = inputs()
+    text.requires_grad_()
+    calls = []
+    for layer in unet.modules():
+        if isinstance(layer, TemporalAttention):
+            layer.register_forward_hook(lambda *_: calls.append(1))
+    grads, counts = [], []
+    for checkpointing in (False, True):
+        unet.gradient_checkpointing = checkpointing
+        unet.zero_grad()
+        text.grad = None
+        calls.clear()
+        unet(x, timestep, text).square().mean().backward()
+        counts.append(len(calls))
+        grads.append([text.grad.clone(), *(p.grad.clone() for p in unet.parameters() if p.grad is not None)])
+    assert counts[1] == 2 * counts[0]  # every one of them ran again on the way back
+    assert len(grads[0]) == len(grads[1]) == 1 + sum(1 for _ in unet.parameters())
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["animatediff-v2", "videocrafter1-512"])
+@torch.no_grad()
+def test_hidden_frames_do_not_reach_the_others(family):
+    unet = small(family)
+    x, timestep, text = inputs()
+    mask = torch.tensor([[True, True, True, False]] * 2)
+    changed = x.clone()
+    changed[:, :, 3] += 1
+    seen = (unet(changed, timestep, text) - unet(x, timestep, text))[:, :, :3].abs().max()
+    hidden = [unet(of, timestep, text, frame_mask=mask) for of in (x, changed)]
+    assert seen > 1e-4
+    if family.startswith("animatediff"):  # VideoCrafter's norms are joint over frames
+        assert (hidden[1] - hidden[0])[:, :, :3].abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_probe_hears_every_temporal_attention():
+    unet = small("animatediff-v2")
+    heard = {}
+    x, timestep, text = inputs()
+    out = unet(x, timestep, text, probe=lambda layer, entropy: heard.__setitem__(layer, entropy))
+    torch.testing.assert_close(out, unet(x, timestep, text), atol=2e-5, rtol=0)
+    layers = [module for module in unet.modules() if isinstance(module, TemporalAttention)]
+    assert heard.keys() == set(layers) and len(layers) == 2 * 13
+    limit = torch.log(torch.tensor(4.0)) + 1e-5
+    assert all((entropy >= 0).all() and (entropy <= limit).all() for entropy in heard.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_starts_as_the_image_model(family):
+    """Fresh temporal layers change nothing: every frame is drawn as if alone."""
+    torch.manual_seed(0)
+    unet = UNet(NETWORKS[family]).eval()
+    x, timestep, text = inputs()
+    assert all((m.proj_out.weight == 0).all() for m in unet.modules() if isinstance(m, TemporalTransformer))
+    whole = unet(x, timestep, text)
+    alone = torch.stack([unet(x[:, :, [i]], timestep[:, [i]], text)[:, :, 0] for i in range(4)], 2)
+    if NETWORKS[family].joint_norm:  # v1's image layers themselves mix the frames' statistics
+        assert (whole - alone).abs().max() > 1e-4
+    else:
+        torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_sizes_that_do_not_halve():
+    unet = small("animatediff-v2")
+    assert unet(torch.randn(1, 4, 2, 9, 13), torch.zeros(1, 2), torch.randn(1, 7, 32)).shape == (1, 4, 2, 9, 13)
