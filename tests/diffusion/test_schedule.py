@@ -57,6 +57,8 @@ def test_spacings():
     schedule = NoiseSchedule.of("linear")
     every = schedule.ladder("every", 7)
     assert every.timestep.tolist() == [0, 0, 1, 143, 285, 427, 569, 711, 853, 995]  # 7 do not divide 1000: one more
+    assert schedule.ladder("every", 3).timestep.tolist() == [0, 0, 1, 334, 667]  # the original asks for timestep 1000
+    assert schedule.ladder("every", 501).top == 1 + 999
     leading = schedule.ladder("leading", 4)
     assert leading.timestep.tolist() == [0, 1, 251, 501, 751]
     assert leading.floor == 0 and leading.alpha[0] == 1 and leading.sigma[0] == 0
@@ -82,7 +84,7 @@ def test_clean_frames_stay_clean():
 
 def test_steps_that_do_not_fit():
     schedule = NoiseSchedule.of("linear")
-    for spacing, steps in (("linspace", 0), ("linspace", 1001), ("every", 501)):
+    for spacing, steps in (("linspace", 0), ("linspace", 1001), ("every", 1001)):
         with pytest.raises(InputError):
             schedule.ladder(spacing, steps)
     with pytest.raises(InputError, match="choose from every, leading, linspace"):

@@ -123,7 +123,7 @@ def fifo(
             "--window-batch",
             help="Windows in one batch; fewer take less memory, for the same result.",
             panel="Advanced",
-            show_default="all",
+            show_default="all; 1 on a CPU",
         ),
     ] = None,
     decode_batch: Annotated[

@@ -44,8 +44,11 @@ def leading(steps: int, timesteps: int) -> Tensor:
 
 
 def every(steps: int, timesteps: int) -> Tensor:
-    """VideoCrafter: range(0, T, T // steps) + 1; more than `steps` when they do not divide T."""
-    return torch.arange(0, timesteps, timesteps // steps) + 1
+    """VideoCrafter: range(0, T, T // steps) + 1; more than `steps` when they do not divide T.
+
+    Where the last would be T itself (3 steps, or more than 500), on which the original fails, it is left out.
+    """
+    return torch.arange(1, timesteps, timesteps // steps)
 
 
 def linspace(steps: int, timesteps: int) -> Tensor:
@@ -118,8 +121,6 @@ class NoiseSchedule:
         if not 1 <= steps <= len(self.abar):
             raise InputError(f"{steps} steps do not fit the model's {len(self.abar)} timesteps")
         rungs = kind.timesteps(steps, len(self.abar))
-        if rungs[-1] >= len(self.abar):
-            raise InputError(f"{steps} steps need timestep {rungs[-1]} of {len(self.abar)}; take at most 500")
         alpha = self.alpha if scaled else self.abar.sqrt()
         landing = [] if kind.lands_clean or rungs[0] == 0 else [0]
         timestep = torch.cat([torch.tensor([0, *landing]), rungs])

@@ -60,7 +60,7 @@ def _ffmpeg() -> str:
     try:
         child = Ffmpeg(["-encoders"], stdout=subprocess.PIPE)
         listing = child.stdout.read().decode(errors="replace")
-        child.wait()
+        child.kill()
     except EncoderError as error:
         return str(error)
     missing = [name for name in ENCODERS if f" {name} " not in listing]

@@ -23,6 +23,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         check_output(run)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     device = runtime.device(config.device)
+    runtime.settle_memory(device)
     model = checkpoints.load(config.model)
     ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
     plans = [(run, settle(run, model, device)) for run in runs]

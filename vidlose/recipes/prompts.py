@@ -103,9 +103,12 @@ class Schedule:
     starts: tuple[int, ...]
     prompts: tuple[str, ...]
 
-    def at(self, frame: int) -> int:
-        """The index of a frame's prompt; frames before the first (warm-up) take the first."""
-        return max(0, bisect_right(self.starts, frame) - 1)
+    def at(self, frame: int) -> str:
+        """A frame's prompt; frames before the first (warm-up) take the first."""
+        return self.prompts[max(0, bisect_right(self.starts, frame) - 1)]
+
+    def __str__(self) -> str:
+        return " | ".join(f"{start}: {prompt}" for start, prompt in zip(self.starts, self.prompts, strict=True))
 
 
 def schedule(text: str) -> Schedule:

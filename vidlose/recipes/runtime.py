@@ -1,5 +1,6 @@
 """What every recipe needs around its work: device, dtype, seeds, signals, names, the card beside a result."""
 
+import ctypes
 import json
 import re
 import resource
@@ -8,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -43,6 +44,15 @@ def device(name: str) -> torch.device:
         found = ", ".join(kind for kind, present in there.items() if present)
         raise InputError(f"--device {name}: this machine or this torch build has none; there is {found}")
     return torch.device(name)
+
+
+def settle_memory(device: torch.device) -> None:
+    """Let glibc keep large blocks: it would give them back, and every call on a CPU would fault them in anew."""
+    if device.type == "cpu" and sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+                libc.mallopt(option, 2**31 - 1)
 
 
 def dtype(name: str, device: torch.device) -> str:

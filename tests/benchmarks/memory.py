@@ -1,0 +1,62 @@
+"""FIFO's memory over a long run: resident size after frame 100 and at the end, whole program, mp4 output.
+
+python -m tests.benchmarks.memory [--frames 2000]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.rows import append
+
+
+def resident(pid: int) -> float:
+    """MiB of a process, without its children."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=2000)
+    frames = parser.parse_args().frames
+    words = [
+        "fifo",
+        "-p",
+        "x",
+        "--width",
+        "32",
+        "--height",
+        "32",
+        "--partitions",
+        "1",
+        "--window-frames",
+        "8",
+        "--json",
+        "-o",
+        "x.mp4",
+        "--frames",
+    ]
+    sizes: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vidlose", *words, str(frames)], cwd=folder, stderr=subprocess.PIPE
+        )
+        assert process.stderr
+        for line in process.stderr:
+            event = json.loads(line)
+            if event["event"] == "frame" and event["i"] % 50 == 49:
+                sizes[event["i"] + 1] = resident(process.pid)
+        if process.wait():
+            sys.exit(f"the run failed: {line.decode()}")
+    before, last = sizes[100], sizes[max(sizes)]
+    peak = max(size for at, size in sizes.items() if at > 100)
+    growth = {"growth_at_end_percent": 100 * (last / before - 1), "growth_at_most_percent": 100 * (peak / before - 1)}
+    append("memory", f"{frames} frames", mib_at_frame_100=before, mib_at_end=last, **growth)
+
+
+if __name__ == "__main__":
+    main()

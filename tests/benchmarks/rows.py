@@ -1,0 +1,44 @@
+"""Benchmark rows, kept with their machine: appended to results.csv."""
+
+import csv
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = Path(__file__).with_name("results.csv")
+COLUMNS = ["bench", "case", "metric", "value", "machine", "torch", "threads", "commit", "date"]
+
+
+def machine() -> str:
+    """The card where there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FILE.parent)
+    return done.stdout.strip() or "unknown"
+
+
+def append(bench: str, case: str, **metrics: Any) -> None:
+    """One row a metric, and a line on the screen."""
+    fresh = not FILE.exists()
+    common = [machine(), str(torch.__version__), torch.get_num_threads(), commit(), f"{datetime.now(UTC):%Y-%m-%d}"]
+    with FILE.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(COLUMNS)
+        for metric, value in metrics.items():
+            value = f"{value:.4g}" if isinstance(value, float) else value
+            writer.writerow([bench, case, metric, value, *common])
+            print(f"{bench:>8}  {case:<32} {metric:<28} {value}", flush=True)

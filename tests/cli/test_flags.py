@@ -1,0 +1,285 @@
+"""The command line as a whole: no option without effect, no clash, help that holds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+from vidlose import cli
+from vidlose.config import FifoConfig, GenerateConfig, SampleConfig
+from vidlose.io.state import load_state
+from vidlose.io.video import count_frames, read_frames
+from vidlose.models.autoencoder import FrameAutoencoder
+from vidlose.models.unet import UNet
+
+COMMANDS = typer.main.get_command(cli.app).commands
+TINY = ["--width", "16", "--height", "16", "--seed", "5"]
+TINY_FIFO = ["fifo", *TINY, "--frames", "3", "--partitions", "2", "--window-frames", "4", "-g", "3"]
+TINY_CLIP = ["generate", *TINY, "--frames", "3", "--steps", "3"]
+
+
+@pytest.fixture
+def vidlose(monkeypatch, capfd, tmp_path):
+    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def latents(vidlose, tmp_path):
+    """Runs a command with a latents output and loads it."""
+
+    def run(*words: str) -> torch.Tensor:
+        code, _, err = vidlose(*words, "-o", "x.safetensors", "--overwrite", "--no-metadata")
+        assert code == 0, err
+        return load_file(tmp_path / "x.safetensors")["latents"]
+
+    return run
+
+
+# Options that change the latents, each with words that differ from the default.
+SAMPLING = {
+    "prompt": ["-p", "a blue box"],
+    "negative": ["-n", "blurry"],
+    "model": ["-m", "random:videocrafter2"],
+    "width": ["--width", "24"],
+    "height": ["--height", "24"],
+    "guidance_scale": ["-g", "4"],
+    "eta": ["--eta", "0.5"],
+    "seed": ["--seed", "6"],
+    "dtype": ["--dtype", "bf16"],
+    "frames": ["--frames", "2"],
+}
+ONLY_FIFO = {
+    "partitions": ["--partitions", "3"],
+    "window_frames": ["--window-frames", "6"],
+    "lookahead": ["--no-lookahead"],
+    "queue_start": ["--queue-start", "uniform"],
+    "keep_warmup": ["--keep-warmup"],
+    "emit": ["--emit", "denoised"],
+    "prompt_schedule": ["--prompt-schedule", "0: a red ball | 1: a storm"],
+}
+
+
+@pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
+def test_fifo_options_change_the_latents(latents, name):
+    words = {**SAMPLING, **ONLY_FIFO}[name]
+    prompt = [] if name in ("prompt", "prompt_schedule") else ["-p", "a red ball"]
+    plain, changed = latents(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
+    assert plain.shape != changed.shape or not torch.equal(plain, changed)
+    assert torch.equal(latents(*TINY_FIFO, "-p", "a red ball"), plain)  # what did not change repeats exactly
+
+
+@pytest.mark.parametrize("name", [*SAMPLING, "steps"])
+def test_generate_options_change_the_latents(latents, name):
+    words = {**SAMPLING, "steps": ["--steps", "4"]}[name]
+    prompt = [] if name == "prompt" else ["-p", "a red ball"]
+    plain, changed = latents(*TINY_CLIP, "-p", "a red ball"), latents(*TINY_CLIP, *prompt, *words)
+    assert plain.shape != changed.shape or not torch.equal(plain, changed)
+
+
+def test_uniform_latents_is_the_uniform_start(latents):
+    words = [*TINY_FIFO, "-p", "x"]
+    assert torch.equal(latents(*words, "--uniform-latents"), latents(*words, "--queue-start", "uniform"))
+
+
+@pytest.mark.parametrize(("command", "frames"), [(TINY_FIFO, []), (TINY_CLIP, [])])
+def test_fps_condition_reaches_the_families_that_read_it(latents, command, frames):
+    for model, reads in (("random:videocrafter2", True), ("random:videocrafter1-512", False)):
+        words = [*command, "-p", "x", "-m", model, *frames]
+        assert torch.equal(latents(*words), latents(*words, "--fps-condition", "24")) != reads
+
+
+def test_scale_aware_matters_where_the_signal_is_scaled(latents):
+    for model, scaled in (("random:videocrafter2", True), ("random:animatediff-v2", False)):
+        words = [*TINY_FIFO, "-p", "x", "-m", model]
+        assert torch.equal(latents(*words), latents(*words, "--no-scale-aware")) != scaled
+
+
+def test_window_batch_splits_the_work_for_the_same_result(latents, monkeypatch):
+    sizes = []
+    forward = UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *a, **k: (sizes.append(len(x)), forward(self, x, *a, **k))[1])
+    whole = latents(*TINY_FIFO, "-p", "x", "--window-batch", "4")
+    assert max(sizes) == 2 * 4  # both branches of all four windows
+    sizes.clear()
+    split = latents(*TINY_FIFO, "-p", "x", "--window-batch", "1")
+    assert max(sizes) == 2
+    torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_decode_batch(vidlose, monkeypatch):
+    sizes = []
+    decode = FrameAutoencoder.decode
+    monkeypatch.setattr(FrameAutoencoder, "decode", lambda self, x: (sizes.append(len(x)), decode(self, x))[1])
+    assert vidlose(*TINY_FIFO, "-p", "x", "-o", "a/")[0] == 0
+    assert vidlose(*TINY_FIFO, "-p", "x", "-o", "b/", "--decode-batch", "2")[0] == 0
+    assert sizes == [1, 1, 1, 2, 1]  # and the warm-up is not decoded
+
+
+def test_start_begins_with_what_is_given(vidlose, latents, tmp_path):
+    base = torch.randn(4, 4, 2, 2)
+    save_file({"latents": base}, tmp_path / "base.safetensors")
+    words = [*TINY_FIFO, "-p", "x", "--keep-warmup"]
+    first = latents(*words, "--start", "base.safetensors")
+    # The first frame to leave is base frame 0 with the lowest level's noise.
+    assert (first[0] - base[0]).abs().max() < 0.2
+    assert (latents(*words)[0] - base[0]).abs().max() > 0.2
+    assert vidlose(*TINY_CLIP, "-p", "x", "--frames", "5", "-o", "clip.mp4")[0] == 0
+    movie = latents(*words, "--start", "clip.mp4")
+    picture = next(iter(read_frames(tmp_path / "clip.mp4")))
+    from PIL import Image
+
+    Image.fromarray(picture).save(tmp_path / "still.png")
+    still = latents(*words, "--start", "still.png")
+    # Its first frame is the movie's, whatever the video codec made of it.
+    assert (movie[0] - still[0]).abs().max() < 0.2 < (movie[0] - first[0]).abs().max()
+
+
+def test_output_options(vidlose, tmp_path):
+    assert vidlose(*TINY_CLIP, "-p", "x", "-o", "fine.mp4", "--fps", "12")[0] == 0
+    assert vidlose(*TINY_CLIP, "-p", "x", "-o", "coarse.mp4", "--crf", "45", "--no-metadata")[0] == 0
+    assert (tmp_path / "coarse.mp4").stat().st_size < (tmp_path / "fine.mp4").stat().st_size
+    assert (tmp_path / "fine.json").exists() and not (tmp_path / "coarse.json").exists()
+    code, out, err = vidlose(*TINY_CLIP, "-p", "x", "-o", "fine.mp4")
+    assert (code, out) == (3, "") and "--overwrite" in err
+    assert vidlose(*TINY_CLIP, "-p", "x", "-o", "fine.mp4", "--overwrite")[0] == 0
+    code, out, _ = vidlose(*TINY_CLIP, "-p", "A river, at dawn!", "--format", "gif")
+    assert out == "a-river-at-dawn-5.gif\n" and count_frames(tmp_path / "a-river-at-dawn-5.gif") == 3
+    card = json.loads((tmp_path / "a-river-at-dawn-5.json").read_text())
+    assert card["config"]["prompt"] == "A river, at dawn!" and card["config"]["seed"] == 5
+    assert len(card["model"]["sha256"]) == 64
+
+
+def test_metadata_travels_in_the_video(vidlose, tmp_path):
+    """The standard comment tag, read back as a player would."""
+    import imageio_ffmpeg
+
+    assert vidlose(*TINY_FIFO, "-p", "a 'quoted' prompt, naïve", "-o", "x.mp4")[0] == 0
+    probe = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "x.mp4"), "-f", "ffmetadata", "-"], capture_output=True
+    )
+    line = next(line for line in probe.stdout.decode().splitlines() if line.startswith("comment="))
+    assert "a 'quoted' prompt, naïve" in line and "random" in line
+
+
+def test_state_options(vidlose, tmp_path):
+    words = [*TINY_FIFO, "-p", "x", "--frames", "4", "--json", "-o"]
+    counts = []
+    for every in ("1", "3"):
+        _, _, err = vidlose(*words, "x.mp4", "--overwrite", "--state-every", every, "--state", f"s{every}.safetensors")
+        counts.append(sum(json.loads(line)["event"] == "state" for line in err.splitlines()))
+        assert load_state(tmp_path / f"s{every}.safetensors")[1]["finished"]
+    assert counts[0] > counts[1]
+    assert not (tmp_path / "x.fifo.safetensors").exists()
+
+
+def test_prompts_files(vidlose, tmp_path):
+    (tmp_path / "prompts.txt").write_text('# two\na cat --seed 3 --frames 2\n{"prompt": "a dog", "seed": 4}\n')
+    code, out, _ = vidlose(*TINY_CLIP, "--prompts-file", "prompts.txt", "-o", "out/", "--num-videos", "2")
+    assert code == 0
+    assert out.split() == ["out/000-a-cat-3.mp4", "out/001-a-cat-4.mp4", "out/002-a-dog-4.mp4", "out/003-a-dog-5.mp4"]
+    assert [count_frames(tmp_path / path) for path in out.split()] == [2, 2, 3, 3]
+
+
+def test_json_events_and_quiet(vidlose):
+    code, out, err = vidlose(*TINY_FIFO, "-p", "x", "-o", "a/", "--json")
+    events = [json.loads(line) for line in err.splitlines()]
+    assert out == "a/\n" and [e["i"] for e in events if e["event"] == "frame"] == [0, 1, 2]
+    assert events[-1]["event"] == "done" and events[-1]["ok"] and events[-1]["frames"] == 3
+    code, out, err = vidlose("-q", *TINY_FIFO, "-p", "x", "-o", "b/")
+    assert (code, out, err) == (0, "b/\n", "")
+    _, _, plain = vidlose(*TINY_FIFO, "-p", "x", "-o", "c/")
+    _, _, verbose = vidlose("-v", *TINY_FIFO, "-p", "x", "-o", "d/")
+    assert "state after" in verbose and "state after" not in plain and "frames/s, peak" in plain
+
+
+def test_layers_of_configuration(vidlose, tmp_path, monkeypatch):
+    """Flags over VIDLOSE_* over --config over defaults."""
+    (tmp_path / "run.toml").write_text('seed = 1\ncrf = 30\n[fifo]\nguidance-scale = 2.5\nprompt = "file"\n')
+
+    def card(*words: str) -> dict:
+        assert vidlose(*TINY_FIFO[:3], "--height", "16", *words, "-o", "x.mp4", "--overwrite")[0] == 0
+        return json.loads((tmp_path / "x.json").read_text())["config"]
+
+    small = ["--frames", "1", "--partitions", "1", "--window-frames", "4", "--config", "run.toml"]
+    monkeypatch.setenv("VIDLOSE_CRF", "31")
+    found = card(*small)
+    assert (found["seed"], found["crf"], found["guidance_scale"], found["prompt"]) == (1, 31, 2.5, "file")
+    found = card(*small, "--seed", "2", "--guidance_scale", "7")  # snake case as well
+    assert (found["seed"], found["crf"], found["guidance_scale"]) == (2, 31, 7.0)
+
+
+def test_every_config_field_is_covered():
+    """A new field needs an option and a place in the tests above."""
+    elsewhere = {
+        "output",
+        "fps",
+        "fps_condition",
+        "scheduler",  # one choice so far: an unknown one is refused
+        "device",  # what is not there is refused
+        "format",
+        "crf",
+        "overwrite",
+        "metadata",
+    }
+    shared = {field.name for field in fields(SampleConfig)}
+    assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
+    fifo = {field.name for field in fields(FifoConfig)} - shared
+    assert fifo == ONLY_FIFO.keys() | {
+        "frames",
+        "start",
+        "scale_aware",
+        "window_batch",
+        "decode_batch",
+        "state",
+        "state_every",
+    }
+    clip = {field.name for field in fields(GenerateConfig)} - shared
+    assert clip == {"frames", "steps", "prompts_file", "num_videos"}
+    for kind, command in ((FifoConfig, "fifo"), (GenerateConfig, "generate")):
+        options = {parameter.name for parameter in COMMANDS[command].params}
+        assert {field.name for field in fields(kind)} <= options
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_do_not_clash_and_are_explained(name):
+    seen = set()
+    for parameter in COMMANDS[name].params:
+        assert not seen & {*parameter.opts, *parameter.secondary_opts}, parameter.opts
+        seen |= {*parameter.opts, *parameter.secondary_opts}
+        assert getattr(parameter, "help", None), parameter.name
+
+
+@pytest.mark.parametrize("name", ["generate", "fifo", "doctor"])
+def test_help(vidlose, name):
+    code, out, _ = vidlose(name, "--help")
+    assert code == 0 and "Usage: vidlose" in out
+
+
+def test_version_and_doctor(vidlose):
+    from vidlose import __version__
+
+    assert vidlose("--version")[1] == f"vidlose {__version__}\n"
+    code, out, _ = vidlose("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["vidlose"] == __version__ and "libx264" in found["ffmpeg"]
+    assert str(torch.get_num_threads()) in vidlose("doctor")[1]
+
+
+def test_python_m_vidlose():
+    found = subprocess.run([sys.executable, "-m", "vidlose", "--version"], capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("vidlose ")
