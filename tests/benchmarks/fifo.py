@@ -22,6 +22,7 @@ from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.longvideo import fifo
 from vidlose.longvideo.queue import Queue
 from vidlose.models.unet import UNet
+from vidlose.recipes import runtime
 
 FRAMES, PARTITIONS = 16, 4
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=7)
     sweeps = parser.parse_args().sweeps
+    runtime.settle_memory(torch.device("cpu"))
     compare("animatediff-v2", 32, 8, sweeps)
     compare("animatediff-v2", 64, 16, sweeps)
     compare("videocrafter2", 32, 16, sweeps)

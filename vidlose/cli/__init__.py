@@ -44,7 +44,10 @@ def vidlose(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Fine-tune video diffusion models, and generate video of unlimited length with them."""
+    """Fine-tune video diffusion models, and generate video of unlimited length with them.
+
+    Every option of a command can also be set by a variable, VIDLOSE_SEED for --seed, or in a --config file.
+    """
     context.obj.quiet, context.obj.verbose = quiet, verbose
 
 

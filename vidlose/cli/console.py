@@ -77,7 +77,9 @@ class Console:
         try:
             for path in paths:
                 if path != "-":
-                    print(path, flush=True)
+                    sys.stdout.flush()
+                    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+                    sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise ReaderGone from None
 

@@ -123,7 +123,7 @@ def fifo(
             "--window-batch",
             help="Windows in one batch; fewer take less memory, for the same result.",
             panel="Advanced",
-            show_default="all; 1 on a CPU",
+            show_default="all; on a CPU as many as pay",
         ),
     ] = None,
     decode_batch: Annotated[
@@ -149,7 +149,7 @@ def fifo(
     vidlose fifo --resume river.fifo.safetensors
     """
     context.obj.json = json
-    given = options.given(context, names(FifoConfig))
+    given = options.given(context, names(FifoConfig), said=resume is not None)
     if uniform_latents:
         if given.get("queue_start", "uniform") != "uniform":
             raise UsageError(f"--uniform-latents and --queue-start {queue_start} exclude each other")

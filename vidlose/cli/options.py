@@ -12,7 +12,7 @@ FAMILY = "the model's own"
 
 
 def option(*names: str, help: str, panel: str | None = None, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_envvar=False, **more)
 
 
 def _config_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -101,12 +101,12 @@ Metadata = Annotated[
 ]
 
 
-def given(context: typer.Context, names: set[str]) -> dict[str, Any]:
-    """The options among `names` that somebody set: command line, environment or config file."""
+def given(context: typer.Context, names: set[str], *, said: bool = False) -> dict[str, Any]:
+    """The options among `names` that somebody set: command line, environment or config file; or, `said`, the
+    command line alone."""
+    sources = ("COMMANDLINE",) if said else ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
     return {
-        name: value
-        for name, value in context.params.items()
-        if name in names and _source(context, name) not in (None, "DEFAULT")
+        name: value for name, value in context.params.items() if name in names and _source(context, name) in sources
     }
 
 

@@ -82,8 +82,11 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
 
 
 PROMPTS = {"prompt", "prompt_schedule"}
+CPU_BATCH = 16384
+"""Latent pixels in one batch (both branches) beyond which a processor measured no gain, only more memory."""
 
 
+@runtime.memory_errors()
 def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
     """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
     goes_on = saved is not None and not saved.facts["finished"]
@@ -112,8 +115,10 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         eta=1.0,
         fps_condition=usual.fifo_fps_condition,
     )
-    # Measured: a processor is as quick with one window at a time, for a fraction of the memory.
-    windows = 1 if device.type == "cpu" else config.partitions * (1 + config.lookahead)
+    windows = config.partitions * (1 + config.lookahead)
+    if device.type == "cpu":
+        width, height = model.latent_size(settled.width, settled.height)
+        windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
     config = replace(
         config,
         **asdict(settled) | {"frames": config.frames, "window_frames": settled.frames},
@@ -150,7 +155,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     def denoise_at(iteration: int) -> Denoise:
         return bind(timeline.at(iteration - warmup - position.prompts_from))
 
-    with Signals() as signals, runtime.memory_errors():
+    with Signals() as signals:
         if saved:
             latents, levels = saved.tensors["latents"], saved.tensors["levels"].tolist()
         else:

@@ -10,17 +10,24 @@ from vidlose import checkpoints
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import GenerateConfig
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import InputError, UsageError, pick
+from vidlose.errors import UsageError, pick
+from vidlose.io.segments import check_parent
 from vidlose.recipes import prompts, runtime
-from vidlose.recipes.output import Output, check_output
+from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 
+@runtime.memory_errors()
 def generate(config: GenerateConfig, report: Reporter) -> list[str]:
     """The paths written ("-" is stdout), in order."""
     runs = videos(config)
-    for run in runs:
-        check_output(run)
+    folder = Path(config.output) if config.output and runs[0].output != config.output else None
+    if folder and not folder.exists():
+        check_parent(folder)
+        check_ffmpeg()
+    else:
+        for run in runs:
+            check_output(run)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     device = runtime.device(config.device)
     runtime.settle_memory(device)
@@ -29,7 +36,9 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
     plans = [(run, settle(run, model, device)) for run in runs]
     fingerprint = model.fingerprint()
     model.to(device, plans[0][1].torch_dtype)
-    with Signals() as signals, runtime.memory_errors():
+    if folder:
+        folder.mkdir(exist_ok=True)
+    with Signals() as signals:
         for index, (run, settled) in enumerate(plans):
             report.event("video", i=index, of=len(runs), prompt=run.prompt, seed=run.seed, output=run.output)
             sampler = Sampler(
@@ -71,16 +80,8 @@ def videos(config: GenerateConfig) -> list[GenerateConfig]:
                 )
             )
     many = len(runs) > 1 or config.prompts_file is not None
-    if many and config.output is not None:
-        if not config.output.endswith("/"):
-            raise UsageError(f"several videos need a folder: -o {config.output if config.output != '-' else 'out'}/")
-        folder = Path(config.output)
-        if not folder.parent.is_dir():
-            raise InputError(f"{folder}: the folder {folder.parent} does not exist; create it or give another -o")
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if many and config.output is not None and not config.output.endswith("/"):
+        raise UsageError(f"several videos need a folder: -o {config.output if config.output != '-' else 'out'}/")
     return [replace(run, output=output_of(run, i if many else None)) for i, run in enumerate(runs)]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import SampleConfig
-from vidlose.errors import EncoderError, InputError, UsageError
+from vidlose.errors import EncoderError, InputError, NonFinite, UsageError
 from vidlose.io.latents import SUFFIX, LatentFile
 from vidlose.io.segments import check_file, check_target, open_sink
 from vidlose.io.video import Ffmpeg, Sink
@@ -22,11 +22,16 @@ def check_output(config: SampleConfig) -> None:
         if config.format is not None:
             raise UsageError(f"--format {config.format} does not go with latents in {target}")
         check_file(Path(target), overwrite=config.overwrite)
-        return
-    check_target(target, format=config.format, overwrite=config.overwrite)
+    else:
+        check_target(target, format=config.format, overwrite=config.overwrite)
+        check_ffmpeg()
+
+
+def check_ffmpeg() -> None:
+    """Raises InputError where there is none: before any work that is bad input, not a failed encoding."""
     try:
         Ffmpeg(["-version"]).wait()
-    except EncoderError as error:  # known before any work: bad input rather than a failed encoding
+    except EncoderError as error:
         raise InputError(str(error)) from None
 
 
@@ -75,7 +80,11 @@ class Output:
 
     @torch.no_grad()
     def write(self, latents: Tensor) -> None:
-        """Latents `[N C h w]`, in order; decoded in small batches."""
+        """Latents `[N C h w]`, in order; decoded in small batches. Raises NonFinite."""
+        if not latents.isfinite().all():
+            raise NonFinite(
+                "the latents hold NaN or infinity; try --dtype fp32, a lower --guidance-scale or other weights"
+            )
         if self._raw:
             for latent in latents.float().cpu().numpy():
                 self.sink.write(latent)

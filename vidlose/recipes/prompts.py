@@ -1,6 +1,7 @@
 """Prompts from text: batches, one video a line, and schedules, one video whose prompt changes."""
 
 import json
+import os
 import shlex
 import sys
 from argparse import ArgumentError, ArgumentParser
@@ -116,7 +117,7 @@ def schedule(text: str) -> Schedule:
 
     Raises InputError where it cannot be parsed, does not start at 0 or is out of order.
     """
-    if ":" not in text or Path(text).is_file():
+    if ":" not in text or os.path.isfile(text):
         text = read_text(text, "prompt schedule")
     starts, prompts = [], []
     for entry in (part.strip() for line in text.splitlines() for part in line.split("|")):

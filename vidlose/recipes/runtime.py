@@ -202,12 +202,13 @@ def comment(card: dict[str, Any]) -> str:
     """The short form, for the video's own `comment` tag."""
     config = card["config"]
     kept = {key: config[key] for key in ("prompt", "prompt_schedule", "negative", "seed") if config.get(key)}
-    return json.dumps({"vidlose": card["version"], "model": card["model"]["name"], **kept}, ensure_ascii=False)
+    text = json.dumps({"vidlose": card["version"], "model": card["model"]["name"], **kept}, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # an argument may hold bytes that are no text
 
 
 def write_card(output: str, card: dict[str, Any]) -> None:
     """`clip.mp4` -> `clip.json`, `frames/` -> `frames.json`, in one move."""
-    write_atomic(card_path(output), json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_atomic(card_path(output), json.dumps(card, indent=2).encode() + b"\n")
 
 
 def card_path(output: str) -> Path:
