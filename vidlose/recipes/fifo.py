@@ -90,21 +90,79 @@ CPU_BATCH = 16384
 def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
     """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
     goes_on = saved is not None and not saved.facts["finished"]
+    config, timeline = name(config)
+    check_output(replace(config, overwrite=config.overwrite or goes_on))
+    state_path = state_file(config, replaces=config.overwrite or goes_on)
+    stepper = pick(STEPS, config.scheduler, "scheduler")
+    start = pick(method.STARTS, config.queue_start, "queue start")
+    device = runtime.device(config.device)
+    runtime.settle_memory(device)
+
+    model = checkpoints.load(config.model)
+    fingerprint = model.fingerprint()
+    if saved and saved.facts["fingerprint"] != fingerprint:
+        raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
+    config, settled = resolve(config, model, device)
+    steps = config.partitions * settled.frames
+    ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
+    plan = method.plan(ladder, settled.frames, config.lookahead)
+    given = None if config.start is None or saved else read_start(config.start, settled)
+    report.say(f"seed {settled.seed}")
+    model.to(device, settled.torch_dtype)
+
+    sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
+    noise = SeededNoise(settled.seed, device)
+    warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
+    position = position_of(saved, config) if saved else Position()
+
+    def condition(prompt: str) -> Condition:
+        return model.condition(prompt, config.negative, settled.fps_condition)
+
+    bound = cache(lambda prompt: sampler.bind(condition(prompt)))
+
+    def denoise_at(iteration: int) -> Denoise:
+        return bound(timeline.at(iteration - warmup - position.prompts_from))
+
+    with Signals() as signals:
+        if saved:
+            latents, levels = saved.tensors["latents"].to(device), saved.tensors["levels"].tolist()
+        else:
+            if given is not None:
+                clip = encode_start(given, config.start, model, settled)
+            else:  # the base clip keeps the scale its model was trained with, as the reference does
+                whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
+                clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
+            latents, levels = method.fill(clip, config.queue_start, plan, ladder, noise)
+        queue = Queue(
+            plan,
+            sampler,
+            denoise_at,
+            noise,
+            latents,
+            levels,
+            window_batch=config.window_batch,
+            denoised=config.emit == "denoised",
+        )
+        if saved:
+            queue.restore(saved.tensors)
+            noise.generator.set_state(saved.tensors["rng"])
+        Run(config, settled, model, fingerprint, queue, noise, report, signals, state_path, warmup, position).go()
+    return config.output or ""
+
+
+def name(config: FifoConfig) -> tuple[FifoConfig, prompts.Schedule]:
+    """With seed, output and the prompts' text said outright: a state outlives the file that they came from."""
     timeline = prompts.Schedule((0,), (config.prompt or "",))
     if config.prompt_schedule is not None:
         timeline = prompts.schedule(config.prompt_schedule)
-        config = replace(config, prompt_schedule=str(timeline))  # a state outlives the file it came from
-    config = replace(config, seed=runtime.seed(config.seed))
-    name = runtime.default_output(timeline.prompts[0], config.seed or 0, config.format)
-    config = replace(config, output=config.output or name)
-    check_output(replace(config, overwrite=config.overwrite or goes_on))
-    stepper = pick(STEPS, config.scheduler, "scheduler")
-    start = pick(method.STARTS, config.queue_start, "queue start")
-    state_path = state_file(config, replaces=config.overwrite or goes_on)
+        config = replace(config, prompt_schedule=str(timeline))
+    seed = runtime.seed(config.seed)
+    output = config.output or runtime.default_output(timeline.prompts[0], seed, config.format)
+    return replace(config, seed=seed, output=output), timeline
 
-    device = runtime.device(config.device)
-    runtime.settle_memory(device)
-    model = checkpoints.load(config.model)
+
+def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tuple[FifoConfig, Settled]:
+    """What the config leaves to the model and the machine, decided and written into it."""
     usual = model.defaults
     settled = runtime.settle(
         config,
@@ -119,67 +177,17 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     if device.type == "cpu":
         width, height = model.latent_size(settled.width, settled.height)
         windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
-    config = replace(
-        config,
-        **asdict(settled) | {"frames": config.frames, "window_frames": settled.frames},
-        window_batch=config.window_batch or windows,
-    )
-    fingerprint = model.fingerprint()
-    if saved and saved.facts["fingerprint"] != fingerprint:
-        raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
-    steps = config.partitions * settled.frames
-    ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
-    plan = method.plan(ladder, settled.frames, config.lookahead)
-    pictures = None if config.start is None or saved else read_start(config.start, settled)
-    report.say(f"seed {settled.seed}")
-    model.to(device, settled.torch_dtype)
+    decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
+    return replace(config, **decided, window_batch=config.window_batch or windows), settled
 
-    sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
-    noise = SeededNoise(settled.seed, device)
-    warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
-    position = Position(**saved.facts["position"]) if saved else Position()
-    if saved and not goes_on:
-        new_prompts = any(getattr(config, key) != saved.facts["config"][key] for key in PROMPTS)
-        position = replace(
-            position,
-            first=position.kept,
-            prompts_from=position.kept if new_prompts else position.prompts_from,
-        )
 
-    @cache
-    def condition(prompt: str) -> Condition:
-        return model.condition(prompt, config.negative, settled.fps_condition)
-
-    bind = cache(lambda prompt: sampler.bind(condition(prompt)))
-
-    def denoise_at(iteration: int) -> Denoise:
-        return bind(timeline.at(iteration - warmup - position.prompts_from))
-
-    with Signals() as signals:
-        if saved:
-            latents, levels = saved.tensors["latents"], saved.tensors["levels"].tolist()
-        else:
-            clip = encode_start(pictures, config.start, model, settled) if pictures is not None else None
-            if clip is None:
-                # The base clip keeps the scale its model was trained with, as the reference does.
-                whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
-                clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
-            latents, levels = method.fill(clip, config.queue_start, plan, ladder, noise)
-        queue = Queue(
-            plan,
-            sampler,
-            denoise_at,
-            noise,
-            latents.to(device),
-            levels,
-            window_batch=config.window_batch,
-            denoised=config.emit == "denoised",
-        )
-        if saved:
-            queue.restore(saved.tensors)
-            noise.generator.set_state(saved.tensors["rng"])
-        Run(config, settled, model, fingerprint, queue, noise, report, signals, state_path, warmup, position).go()
-    return config.output or ""
+def position_of(saved: Saved, config: FifoConfig) -> "Position":
+    """Where a run takes up. A continuation is a new output, whose own prompts, if any, count from its frame 0."""
+    position = Position(**saved.facts["position"])
+    if not saved.facts["finished"]:
+        return position
+    new_prompts = any(getattr(config, key) != saved.facts["config"][key] for key in PROMPTS)
+    return replace(position, first=position.kept, prompts_from=position.kept if new_prompts else position.prompts_from)
 
 
 def state_file(config: FifoConfig, *, replaces: bool) -> Path | None:
