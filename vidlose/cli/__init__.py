@@ -10,7 +10,7 @@ from vidlose.cli.console import Console
 from vidlose.cli.doctor import doctor
 from vidlose.cli.fifo import fifo
 from vidlose.cli.generate import generate
-from vidlose.errors import Interrupted
+from vidlose.errors import Interrupted, UsageError
 
 SETTINGS = {
     # Command lines of peers paste in: --guidance_scale is --guidance-scale.
@@ -53,15 +53,13 @@ def vidlose(
 
 def main() -> None:
     """Entry point: every failure is one line on stderr and an exit code."""
-    console = Console()
+    console = Console(json="--json" in sys.argv)  # known even where the options cannot be read
     try:
         status = app(standalone_mode=False, obj=console)
     except typer.TyperException as error:
-        code = getattr(error, "exit_code", 2)
         context = getattr(error, "ctx", None)
         help = f" (see {context.command_path} --help)" if context else ""
-        print(f"vidlose: {error.format_message().rstrip('.')}{help}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(console.fail(UsageError(error.format_message().rstrip(".") + help)))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(console.fail(Interrupted("interrupted")))
     except Exception as error:

@@ -18,6 +18,7 @@ class Console:
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._done = False
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
 
@@ -33,6 +34,7 @@ class Console:
 
     def event(self, name: str, **fields: Any) -> None:
         """Something happened; every one of them is a line of --json."""
+        self._done |= name == "done"
         if self.json:
             self._line({"event": name, **fields})
         elif name == "done":
@@ -99,7 +101,8 @@ class Console:
             message = f"unexpected {type(error).__name__}: {error} (VIDLOSE_DEBUG=1 shows where)"
         message = " ".join(message.split())
         if self.json:
-            self._line({"event": "done", "ok": False, "error": message, "exit_code": code})
+            event = "stopped" if self._done else "done"  # one result, even where a signal ended a complete run
+            self._line({"event": event, "ok": False, "error": message, "exit_code": code})
         else:
             print(f"vidlose: {message}", file=sys.stderr, flush=True)
         return code

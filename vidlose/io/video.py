@@ -179,17 +179,26 @@ class Encoder(Sink):
             stdin=subprocess.PIPE,
             stdout=None,
         )
+        os.set_blocking(self._ffmpeg.stdin.fileno(), False)
 
     def write(self, frame: Frame) -> None:
         check_frame(frame, self._shape)
         if any(self._pad):
             frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
         try:
-            self._ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
-            self._ffmpeg.stdin.flush()
+            self._feed(memoryview(np.ascontiguousarray(frame)).cast("B"))
         except BrokenPipeError:
             raise self._failure() from None
         self._frames += 1
+
+    def _feed(self, rest: memoryview) -> None:
+        """Waits for a slow reader in short naps: a signal that comes just before a wait is seen after it."""
+        pipe = self._ffmpeg.stdin.fileno()
+        while rest:
+            try:
+                rest = rest[os.write(pipe, rest) :]
+            except BlockingIOError:
+                select.select([], [pipe], [], 0.2)
 
     def cut(self) -> int:
         return self._frames
