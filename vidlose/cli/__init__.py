@@ -10,6 +10,7 @@ from vidlose.cli.console import Console
 from vidlose.cli.doctor import doctor
 from vidlose.cli.fifo import fifo
 from vidlose.cli.generate import generate
+from vidlose.cli.world import world
 from vidlose.errors import Interrupted, UsageError
 
 SETTINGS = {
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
     rich_markup_mode="rich",
 )
-for command in (generate, fifo, doctor):
+for command in (generate, fifo, world, doctor):
     # Every option reads VIDLOSE_<NAME>, whatever the command.
     app.command(context_settings={"auto_envvar_prefix": "VIDLOSE"})(command)
 
@@ -60,8 +61,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         help = f" (see {context.command_path} --help)" if context else ""
         sys.exit(console.fail(UsageError(error.format_message().rstrip(".") + help)))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(console.fail(Interrupted("interrupted")))
     except Exception as error:
         sys.exit(console.fail(error))
+    if status == Interrupted.exit_code:  # how typer tells of Ctrl-C
+        console.fail(Interrupted("interrupted"))
     sys.exit(status if isinstance(status, int) else 0)

@@ -30,7 +30,8 @@ class Console:
             if self._bars:
                 self._bars.console.print(text, markup=False, highlight=False)
             else:
-                print(text, file=sys.stderr, flush=True)
+                with suppress(OSError):  # nobody listens: no reason to stop
+                    print(text, file=sys.stderr, flush=True)
 
     def event(self, name: str, **fields: Any) -> None:
         """Something happened; every one of them is a line of --json."""
@@ -99,14 +100,15 @@ class Console:
             message = str(error)
         else:
             message = f"unexpected {type(error).__name__}: {error} (VIDLOSE_DEBUG=1 shows where)"
-        message = " ".join(message.split())
+        message = " ".join(line.strip() for line in message.splitlines())
         if self.json:
             event = "stopped" if self._done else "done"  # one result, even where a signal ended a complete run
             self._line({"event": event, "ok": False, "error": message, "exit_code": code})
         else:
-            print(f"vidlose: {message}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"vidlose: {message}", file=sys.stderr, flush=True)
         return code
 
     def _line(self, event: dict[str, Any]) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)

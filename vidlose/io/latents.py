@@ -31,6 +31,10 @@ class LatentFile(Sink):
         self._raw = target.with_name(target.name + ".raw")
         self._frames = first_frame
         size = first_frame * int(np.prod(shape)) * 4
+        # A run that died between its last frame and its last word.
+        self._finished = first_frame > 0 and not self._raw.exists() and _count(target) == first_frame
+        if self._finished:
+            return
         if first_frame and (not self._raw.is_file() or self._raw.stat().st_size < size):
             raise InputError(f"{self._raw} does not hold the {first_frame} latents before the state")
         with disk_errors(self._raw):
@@ -41,11 +45,15 @@ class LatentFile(Sink):
     def write(self, frame: NDArray[np.float32]) -> None:  # type: ignore[override]
         if frame.shape != self._shape or frame.dtype != np.float32:
             raise ValueError(f"a latent must be float32 {self._shape}, got {frame.dtype} {frame.shape}")
+        if self._finished:
+            raise InputError(f"{self._target} is finished ({self._frames} latents): give another -o to go on")
         with disk_errors(self._raw):
             self._file.write(np.ascontiguousarray(frame).tobytes())
         self._frames += 1
 
     def cut(self) -> int:
+        if self._finished:
+            return self._frames
         with disk_errors(self._raw):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -57,6 +65,8 @@ class LatentFile(Sink):
     def close(self) -> None:
         if not self.cut():
             raise EncoderError(f"{self._target}: not one latent was written")
+        if self._finished:
+            return
         shape = [self._frames, *self._shape]
         entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, int(np.prod(shape)) * 4]}
         header = json.dumps({NAME: entry}).encode()
@@ -70,11 +80,21 @@ class LatentFile(Sink):
         publish(part, self._target)
         self._file.close()
         self._raw.unlink()
+        self._finished = True
 
     def abort(self) -> None:
+        if self._finished:
+            return
         self._file.close()
         if not self._frames:
             self._raw.unlink(missing_ok=True)
+
+
+def _count(path: Path) -> int:
+    try:
+        return len(read_latents(path))
+    except InputError:
+        return 0
 
 
 def read_latents(path: Path) -> Tensor:

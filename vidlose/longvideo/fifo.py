@@ -67,6 +67,11 @@ STARTS: dict[str, Start] = {
 }
 
 
+def levels(plan: Plan) -> list[int]:
+    """The level of every slot at the start of an iteration."""
+    return [plan.exit] * plan.lead + list(range(plan.exit, plan.top + 1))
+
+
 def fill(base: Tensor, start: str, plan: Plan, ladder: Ladder, noise: NoiseSource) -> tuple[Tensor, list[int]]:
     """Base clip, clean latents `[C f h w]` -> the first queue: latents `[Q C h w]` and levels.
 
@@ -74,9 +79,9 @@ def fill(base: Tensor, start: str, plan: Plan, ladder: Ladder, noise: NoiseSourc
     """
     frame = pick(STARTS, start, "queue start").frame
     steps = plan.top - plan.exit + 1
-    levels = [plan.exit] * plan.lead + list(range(plan.exit, plan.top + 1))
+    rows = levels(plan)
     frames = [0] * plan.lead + [frame(i, steps, base.shape[1]) for i in range(steps)]
     clean = base.transpose(0, 1)[frames]  # [Q C h w]
     drawn = noise(*clean.shape)
-    noisy = ladder.add_noise(clean.transpose(0, 1)[None], drawn.transpose(0, 1)[None], torch.tensor(levels)[None])
-    return noisy[0].transpose(0, 1).contiguous(), levels
+    noisy = ladder.add_noise(clean.transpose(0, 1)[None], drawn.transpose(0, 1)[None], torch.tensor(rows)[None])
+    return noisy[0].transpose(0, 1).contiguous(), rows

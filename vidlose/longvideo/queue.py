@@ -127,11 +127,9 @@ class Queue(Iterator[Tensor]):
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up `state`. Raises InputError where its queue has another shape."""
-        if state["latents"].shape != self.latents.shape or len(state["levels"]) != len(self.levels):
-            raise InputError(
-                f"the state's queue is {tuple(state['latents'].shape)}, this run's is {tuple(self.latents.shape)}"
-            )
-        self.latents = state["latents"].to(self.latents)
-        self.levels = state["levels"].tolist()
+        """Take up `state`. Raises InputError where its queue has another shape or other levels."""
+        latents, levels = state["latents"], state["levels"].tolist()
+        if latents.shape != self.latents.shape or levels != self.levels:
+            raise InputError(f"its queue is {tuple(latents.shape)}, this run's is {tuple(self.latents.shape)}")
+        self.latents = latents.to(self.latents)
         self.iteration, self.left = int(state["position"][0]), bool(state["position"][1])

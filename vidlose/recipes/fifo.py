@@ -1,5 +1,6 @@
 """`vidlose fifo`: a prompt goes in, an endless stream of finished frames comes out."""
 
+import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,14 @@ class Saved:
             raise InputError(f"{path} is not the state of a fifo run")
         return Saved(Path(path), tensors, facts)
 
+    def restore(self, queue: Queue, noise: SeededNoise) -> None:
+        """Put queue and noise where they were. Raises InputError where the state is not of such a queue."""
+        try:
+            queue.restore(self.tensors)
+            noise.generator.set_state(self.tensors["rng"])
+        except (InputError, KeyError, RuntimeError, TypeError) as error:
+            raise InputError(f"{self.path} is of another run, or damaged: {error}") from error
+
 
 def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoConfig, Saved]:
     """The config of a run that goes on from a state file; `given` are the options said explicitly.
@@ -60,15 +69,19 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
     """
     saved = Saved.load(state)
     before = {key: value for key, value in saved.facts["config"].items() if key in names(FifoConfig)}
+    if before["output"] != "-":  # kept as seen from the state's folder
+        before["output"] = relative(os.path.join(saved.path.parent, before["output"]), os.curdir)
     free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
     for key, value in given.items():
-        if key not in free and value != before[key]:
+        if key not in free and value not in (before[key], "auto"):
             raise InputError(f"{state} is of a run with {flag(key)} {before[key]}, not {value}")
+    given = {key: value for key, value in given.items() if value != "auto"}
     if extend is None:
         if saved.facts["finished"]:
             raise InputError(f"{state} is finished; continue it with --extend N -o NEW")
-        if given.get("output", before["output"]) != before["output"]:
+        if not same_path(given.get("output", before["output"]), before["output"]):
             raise InputError(f"{state} writes to {before['output']}; a new -o goes with --extend N")
+        given = {"state": state, **given}
     else:
         if not saved.facts["finished"]:
             raise InputError(f"{state} is not finished: --resume it without --extend first")
@@ -81,55 +94,63 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
     return FifoConfig(**{**before, "overwrite": False, **given}), saved
 
 
+def relative(path: str, folder: str | Path) -> str:
+    """As seen from a folder; what asks for a folder of frames, by its last slash, still does."""
+    return os.path.relpath(path, folder) + ("/" if path.endswith("/") else "")
+
+
+def same_path(one: str, other: str) -> bool:
+    return one == other or "-" not in (one, other) and os.path.abspath(one) == os.path.abspath(other)
+
+
 PROMPTS = {"prompt", "prompt_schedule"}
 CPU_BATCH = 16384
 """Latent pixels in one batch (both branches) beyond which a processor measured no gain, only more memory."""
 
 
-@runtime.memory_errors()
 def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
     """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
     goes_on = saved is not None and not saved.facts["finished"]
     config, timeline = name(config)
     check_output(replace(config, overwrite=config.overwrite or goes_on))
-    state_path = state_file(config, replaces=config.overwrite or goes_on)
+    state_path = state_file(config, saved if goes_on else None)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     start = pick(method.STARTS, config.queue_start, "queue start")
     device = runtime.device(config.device)
-    runtime.settle_memory(device)
 
-    model = checkpoints.load(config.model)
-    fingerprint = model.fingerprint()
-    if saved and saved.facts["fingerprint"] != fingerprint:
-        raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
-    config, settled = resolve(config, model, device)
-    steps = config.partitions * settled.frames
-    ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
-    plan = method.plan(ladder, settled.frames, config.lookahead)
-    given = None if config.start is None or saved else read_start(config.start, settled)
-    report.say(f"seed {settled.seed}")
-    model.to(device, settled.torch_dtype)
+    with Signals() as signals, runtime.memory_errors():
+        runtime.settle_memory(device)
+        model = checkpoints.load(config.model)
+        fingerprint = model.fingerprint()
+        if saved and saved.facts["fingerprint"] != fingerprint:
+            raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
+        config, settled = resolve(config, model, device)
+        steps = config.partitions * settled.frames
+        ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
+        plan = method.plan(ladder, settled.frames, config.lookahead)
+        given = None if config.start is None or saved else read_start(config.start, settled)
+        model.to(device, settled.torch_dtype)
 
-    sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
-    noise = SeededNoise(settled.seed, device)
-    warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
-    position = position_of(saved, config) if saved else Position()
+        sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
+        noise = SeededNoise(settled.seed, device)
+        warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
+        position = position_of(saved, config) if saved else Position()
 
-    def condition(prompt: str) -> Condition:
-        return model.condition(prompt, config.negative, settled.fps_condition)
+        def condition(prompt: str) -> Condition:
+            return model.condition(prompt, config.negative, settled.fps_condition)
 
-    bound = cache(lambda prompt: sampler.bind(condition(prompt)))
+        bound = cache(lambda prompt: sampler.bind(condition(prompt)))
 
-    def denoise_at(iteration: int) -> Denoise:
-        return bound(timeline.at(iteration - warmup - position.prompts_from))
+        def denoise_at(iteration: int) -> Denoise:
+            return bound(timeline.at(iteration - warmup - position.prompts_from))
 
-    with Signals() as signals:
         if saved:
-            latents, levels = saved.tensors["latents"].to(device), saved.tensors["levels"].tolist()
+            levels = method.levels(plan)
+            latents = torch.zeros(len(levels), *latent_shape(model, settled), device=device)
         else:
-            if given is not None:
-                clip = encode_start(given, config.start, model, settled)
-            else:  # the base clip keeps the scale its model was trained with, as the reference does
+            clip = None if given is None else encode_start(given, config.start, model, settled)
+            report.say(f"seed {settled.seed}")
+            if clip is None:  # the base clip keeps the scale its model was trained with, as the reference does
                 whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
                 clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
             latents, levels = method.fill(clip, config.queue_start, plan, ladder, noise)
@@ -144,8 +165,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             denoised=config.emit == "denoised",
         )
         if saved:
-            queue.restore(saved.tensors)
-            noise.generator.set_state(saved.tensors["rng"])
+            saved.restore(queue, noise)
         Run(config, settled, model, fingerprint, queue, noise, report, signals, state_path, warmup, position).go()
     return config.output or ""
 
@@ -190,18 +210,27 @@ def position_of(saved: Saved, config: FifoConfig) -> "Position":
     return replace(position, first=position.kept, prompts_from=position.kept if new_prompts else position.prompts_from)
 
 
-def state_file(config: FifoConfig, *, replaces: bool) -> Path | None:
-    """Where the state goes: beside a file or folder, nowhere for a pipe unless asked. Raises InputError."""
+def state_file(config: FifoConfig, goes_on: Saved | None) -> Path | None:
+    """Where the state goes: beside a file or folder, nowhere for a pipe unless asked. Raises InputError.
+
+    goes_on: the state that this run takes up and may replace.
+    """
     if config.state is None and config.output == "-":
         return None
     path = Path(config.state) if config.state else runtime.beside(config.output or "", ".fifo" + SUFFIX)
-    if path == Path(config.output or ""):
+    if same_path(str(path), config.output or ""):
         raise InputError(f"--state and -o are the same file: {path}")
-    if config.state is not None:
-        check_file(path, overwrite=True)
-    if path.exists() and not replaces:
+    check_file(path, overwrite=True)
+    its_own = goes_on is not None and same_path(str(path), str(goes_on.path))
+    if path.exists() and not (config.overwrite or its_own):
         raise InputError(f"{path} holds the state of another run: --resume it, give another -o, or --overwrite")
     return path
+
+
+def latent_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int]:
+    """(C, h, w)."""
+    width, height = model.latent_size(settled.width, settled.height)
+    return model.unet.family.latent_channels, height, width
 
 
 def read_start(source: str, settled: Settled) -> Tensor:
@@ -225,10 +254,10 @@ def encode_start(found: Tensor, source: str | None, model: VideoModel, settled: 
     """What `read_start` found -> clean latents `[C f h w]`. Raises InputError where latents do not fit."""
     found = found.to(model.device)
     latents = model.vae.encode(from_uint8(found)) if found.dtype == torch.uint8 else found
-    width, height = model.latent_size(settled.width, settled.height)
-    expected = (model.unet.family.latent_channels, height, width)
-    if latents.shape[1:] != expected:
-        raise InputError(f"{source} holds latents {tuple(latents.shape[1:])}, this run's are {expected}")
+    if latents.shape[1:] != latent_shape(model, settled):
+        raise InputError(
+            f"{source} holds latents {tuple(latents.shape[1:])}, this run's are {latent_shape(model, settled)}"
+        )
     return latents.transpose(0, 1)
 
 
@@ -243,13 +272,13 @@ def base_clip(
     signals: Signals,
 ) -> Tensor:
     """The f latents `[C f h w]` that fill the first queue, sampled on the queue's own timesteps (FIFO.md §2)."""
-    width, height = model.latent_size(settled.width, settled.height)
 
     def progress(done: int, total: int) -> None:
         signals.check()
         report.progress("base clip", done, total)
 
-    x = noise(1, model.unet.family.latent_channels, settled.frames, height, width)
+    channels, height, width = latent_shape(model, settled)
+    x = noise(1, channels, settled.frames, height, width)
     return sampler.clip(sampler.bind(condition), x, noise, progress)[0]
 
 
@@ -305,6 +334,8 @@ class Run:
         )
         try:
             self._fill(output)
+            output.cut()
+            self._save()  # with every frame in it: a crash from here on finds all of them
             output.close()
         except BaseException:
             output.sink.abort()
@@ -345,7 +376,8 @@ class Run:
             if self.signals.stop:
                 self._stop(output)
                 return
-            if self.signals.save or self.position.emitted % self.config.state_every == 0:
+            since = self.position.written if kept else self.position.emitted
+            if self.signals.save or since % self.config.state_every == 0:
                 self.signals.save = False
                 output.cut()
                 self._save()
@@ -369,9 +401,12 @@ class Run:
     def _save(self, finished: bool = False) -> None:
         if not self.state_path:
             return
+        output = self.config.output or ""
+        if output != "-":  # so that state and output may be moved, or resumed from another folder, together
+            output = relative(output, self.state_path.parent)
         facts = {
             "kind": "fifo",
-            "config": self.config.resolved(),
+            "config": {**self.config.resolved(), "output": output},
             "fingerprint": self.fingerprint,
             "position": asdict(self.position),
             "finished": finished,

@@ -17,7 +17,6 @@ from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 
-@runtime.memory_errors()
 def generate(config: GenerateConfig, report: Reporter) -> list[str]:
     """The paths written ("-" is stdout), in order."""
     runs = videos(config)
@@ -30,15 +29,15 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
             check_output(run)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     device = runtime.device(config.device)
-    runtime.settle_memory(device)
-    model = checkpoints.load(config.model)
-    ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
-    plans = [(run, settle(run, model, device)) for run in runs]
-    fingerprint = model.fingerprint()
-    model.to(device, plans[0][1].torch_dtype)
-    if folder:
-        folder.mkdir(exist_ok=True)
-    with Signals() as signals:
+    with Signals() as signals, runtime.memory_errors():
+        runtime.settle_memory(device)
+        model = checkpoints.load(config.model)
+        ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
+        plans = [(run, settle(run, model, device)) for run in runs]
+        fingerprint = model.fingerprint()
+        model.to(device, plans[0][1].torch_dtype)
+        if folder:
+            folder.mkdir(exist_ok=True)
         for index, (run, settled) in enumerate(plans):
             report.event("video", i=index, of=len(runs), prompt=run.prompt, seed=run.seed, output=run.output)
             sampler = Sampler(
