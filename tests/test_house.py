@@ -14,6 +14,7 @@ RANKS = {
     "diffusion": 2,
     "io": 2,
     "analysis": 2,
+    "world": 2,
     "checkpoints": 3,
     "longvideo": 3,
     "training": 3,

@@ -98,6 +98,23 @@ class FifoConfig(SampleConfig):
             raise UsageError("give either a prompt with -p or a --prompt-schedule")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """`vidlose world`: a data set of procedural clips."""
+
+    output: str | None = None
+    clips: int = 100
+    frames: int = 16
+    size: int = 128
+    fps: float = 8
+    seed: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "clips", "frames", "size", "fps")
+        between(self, "seed", 0, 2**63 - 1)
+
+
 def flag(name: str) -> str:
     """A field's option: "guidance_scale" -> "--guidance-scale"."""
     return "--" + name.replace("_", "-")

@@ -1,6 +1,7 @@
 """`vidlose world`: procedural clips, their captions and what is true of them, as a folder."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -40,14 +41,14 @@ def world(config: WorldConfig, report: "Reporter") -> str:
         part.mkdir()
     try:
         write(config, seed, part, report)
-        with disk_errors(target):
-            if target.exists():
-                shutil.rmtree(target)
-        publish(part, target)
     except BaseException:
         with suppress(OSError):
             shutil.rmtree(part)
         raise
+    with disk_errors(target):
+        if target.exists():
+            shutil.rmtree(target)
+    publish(part, target)
     frames, seconds = config.clips * config.frames, round(time.monotonic() - began, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
@@ -58,12 +59,14 @@ def world(config: WorldConfig, report: "Reporter") -> str:
 def check(output: str, *, overwrite: bool) -> None:
     """InputError where the folder cannot be written, or what is there is not a data set to be replaced."""
     target = Path(output)
-    if output == "-":
-        raise InputError("the data set is a folder: give -o NAME/ instead of -")
+    if output == "-" or target.name in ("", ".."):
+        raise InputError(f"the data set is a folder with a name: give -o NAME/ instead of {output}")
     check_parent(target)
     for folder in (target, part_of(target)):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, and a folder is to be written: give another -o")
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise InputError(f"{folder}/ cannot be read and written: give another -o")
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         if foreign := [file.name for file in files if not _ours(file)]:
             raise InputError(f"{folder}/ holds {foreign[0]}, which is no part of such a data set: give another -o")
