@@ -3,14 +3,16 @@
 None means: as the model's family is usually sampled.
 """
 
-import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from vidlose.errors import InputError, UsageError
 
+C = TypeVar("C")
+
 EMITS = ("reference", "denoised")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+LIMIT = 2**31 - 1
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -38,11 +40,16 @@ class SampleConfig:
     metadata: bool = True
 
     def __post_init__(self) -> None:
-        positive(self, "width", "height", "fps", "fps_condition")
+        positive(self, "width", "height", limit=2**14)
+        between(self, "fps", 0.01, 1000)
+        between(self, "fps_condition", 0.01, 1000)
         between(self, "eta", 0, 1)
         between(self, "crf", 0, 51)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "guidance_scale", -1000, 1000)
+        for field in fields(self):
+            if "\0" in str(getattr(self, field.name)):
+                raise InputError(f"{flag(field.name)} holds a zero byte")
         choice(self, "device", DEVICES)
         choice(self, "dtype", DTYPES)
 
@@ -90,7 +97,7 @@ class FifoConfig(SampleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frames < 0:
+        if not 0 <= self.frames < LIMIT:
             raise InputError(f"--frames is {self.frames}; give a number of frames, or 0 for until interrupted")
         positive(self, "partitions", "window_frames", "window_batch", "decode_batch", "state_every")
         choice(self, "emit", EMITS)
@@ -120,11 +127,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def positive(config: Any, *names: str) -> None:
+def positive(config: Any, *names: str, limit: int = LIMIT) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"{flag(name)} is {value}; it must be greater than 0")
+        if value is not None and not 0 < value <= limit:
+            raise InputError(f"{flag(name)} is {value}; it must be greater than 0 and at most {limit}")
 
 
 def between(config: Any, name: str, low: float, high: float) -> None:
@@ -137,6 +144,18 @@ def choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in choices:
         raise InputError(f"unknown {name.replace('_', ' ')} {value!r}; choose from {', '.join(choices)}")
+
+
+def restored(kind: type[C], values: Any) -> C:
+    """A config from what `resolved` gave. Raises InputError where a field is missing or of another type."""
+    hints = get_type_hints(kind)
+    if not isinstance(values, dict) or not hints.keys() <= values.keys():
+        raise InputError("a config with fields missing")
+    for name, hint in hints.items():
+        kinds = get_args(hint) or (hint,)
+        if type(values[name]) not in (*kinds, *((int,) if float in kinds else ())):
+            raise InputError(f"{name} is {values[name]!r}")
+    return kind(**{name: values[name] for name in hints})
 
 
 def names(kind: type) -> set[str]:

@@ -1,5 +1,6 @@
 """stdout carries results; progress, words and events go to stderr; an error is one line and an exit code."""
 
+import errno
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-from vidlose.errors import ReaderGone, VidloseError
+from vidlose.errors import InputError, ReaderGone, VidloseError
 
 
 class Console:
@@ -95,6 +96,8 @@ class Console:
             with suppress(OSError):  # nobody reads what the interpreter would still flush
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return ReaderGone.exit_code
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL):
+            error = InputError(f"a name that no file can have: {error.strerror}: {str(error.filename)[:60]}")
         code = error.exit_code if isinstance(error, VidloseError) else 1
         if isinstance(error, VidloseError):
             message = str(error)

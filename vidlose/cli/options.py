@@ -26,7 +26,13 @@ def _config_file(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"cannot read config {path}: {getattr(error, 'strerror', None) or error}") from error
     command = context.info_name or ""
     values = {key: value for key, value in found.items() if not isinstance(value, dict)}
-    values |= found.get(command, {})
+    tables = {key: value for key, value in found.items() if isinstance(value, dict)}
+    group = context.parent.command if context.parent else None
+    if unknown := sorted(tables.keys() - getattr(group, "commands", {command: None}).keys()):
+        raise InputError(f"{path}: there is no command {unknown[0]!r}")
+    if command in values:
+        raise InputError(f"{path}: {command} must be a table, [{command}]")
+    values |= tables.get(command, {})
     known = {parameter.name for parameter in context.command.params} - {"config"}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     if unknown := sorted(values.keys() - known):

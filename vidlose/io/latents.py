@@ -106,4 +106,6 @@ def read_latents(path: Path) -> Tensor:
         raise InputError(f"cannot read latents from {path}: {error}") from error
     if latents is None or latents.dim() != 4:
         raise InputError(f"{path} holds no tensor {NAME!r} of shape [F C h w]")
+    if not latents.isfinite().all():
+        raise InputError(f"{path} holds NaN or infinity")
     return latents.float()

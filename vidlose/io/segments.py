@@ -253,6 +253,10 @@ def check_target(target: str, *, format: str | None, overwrite: bool) -> None:
 def check_file(path: Path, *, overwrite: bool) -> None:
     """InputError if a file cannot be written at `path`, or exists and may not be replaced."""
     check_parent(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file; give another name, or - for stdout")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; give another -o or --overwrite")
 

@@ -30,4 +30,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path} is no state: truncated, or not a safetensors file ({error})") from error
     if facts is None:
         raise InputError(f"{path} is no state of vidlose: it is a safetensors file without one")
-    return tensors, json.loads(facts)
+    try:
+        return tensors, json.loads(facts)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error

@@ -24,6 +24,8 @@ Frame = NDArray[np.uint8]
 
 STDOUT = 1
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+# What is read as a video; ffmpeg would also take a text for a film of a terminal.
+CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,yuv4mpegpipe,apng,ivf,h264,hevc,m4v,mjpeg,nut,mxf"
 SWSCALE = "flags=bicubic+accurate_rnd+full_chroma_int"
 
 
@@ -186,7 +188,7 @@ class Encoder(Sink):
         if any(self._pad):
             frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
         try:
-            self._feed(memoryview(np.ascontiguousarray(frame)).cast("B"))
+            self._feed(memoryview(np.ascontiguousarray(frame).tobytes()))
         except BrokenPipeError:
             raise self._failure() from None
         self._frames += 1
@@ -343,7 +345,7 @@ def _decode(url: str, name: str, size: tuple[int, int] | None) -> Generator[Fram
     # 0:V is without cover pictures, passthrough without repeated or dropped frames.
     images = f"-map 0:V:0 -fps_mode passthrough -vf {scale} -c:v ppm -f image2pipe pipe:1"
     ffmpeg = Ffmpeg(
-        ["-i", url, *images.split()],
+        ["-format_whitelist", CONTAINERS, "-i", url, *images.split()],
         stdin=None if url == "pipe:0" else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )

@@ -129,7 +129,10 @@ class Queue(Iterator[Tensor]):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up `state`. Raises InputError where its queue has another shape or other levels."""
         latents, levels = state["latents"], state["levels"].tolist()
+        if not latents.isfinite().all():
+            raise InputError("its latents hold NaN or infinity")
         if latents.shape != self.latents.shape or levels != self.levels:
             raise InputError(f"its queue is {tuple(latents.shape)}, this run's is {tuple(self.latents.shape)}")
         self.latents = latents.to(self.latents)
-        self.iteration, self.left = int(state["position"][0]), bool(state["position"][1])
+        iteration, left = state["position"].tolist()
+        self.iteration, self.left = iteration, bool(left)

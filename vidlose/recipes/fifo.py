@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidlose import checkpoints
 from vidlose.checkpoints.video_model import VideoModel
-from vidlose.config import FifoConfig, flag, names
+from vidlose.config import FifoConfig, flag, names, restored
 from vidlose.diffusion.denoiser import Condition, Denoise
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
 from vidlose.errors import InputError, Interrupted, UsageError, pick
@@ -25,7 +25,7 @@ from vidlose.longvideo import fifo as method
 from vidlose.longvideo.queue import Queue
 from vidlose.models.autoencoder import from_uint8
 from vidlose.recipes import prompts, runtime
-from vidlose.recipes.output import Output, check_output
+from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 FREE = {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
@@ -48,8 +48,17 @@ class Saved:
     @staticmethod
     def load(path: str) -> "Saved":
         tensors, facts = load_state(Path(path))
-        if facts.get("kind") != "fifo":
+        if not isinstance(facts, dict) or facts.get("kind") != "fifo":
             raise InputError(f"{path} is not the state of a fifo run")
+        try:
+            restored(FifoConfig, facts["config"])
+            if facts["position"].keys() != asdict(Position()).keys():
+                raise InputError("its position has other fields")
+            Position(**facts["position"])
+            if type(facts["finished"]) is not bool or type(facts["fingerprint"]) is not str:
+                raise InputError("its facts are of other types")
+        except (AttributeError, InputError, UsageError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
         return Saved(Path(path), tensors, facts)
 
     def restore(self, queue: Queue, noise: SeededNoise) -> None:
@@ -57,7 +66,7 @@ class Saved:
         try:
             queue.restore(self.tensors)
             noise.generator.set_state(self.tensors["rng"])
-        except (InputError, KeyError, RuntimeError, TypeError) as error:
+        except (InputError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{self.path} is of another run, or damaged: {error}") from error
 
 
@@ -68,7 +77,7 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
     option which the state contradicts.
     """
     saved = Saved.load(state)
-    before = {key: value for key, value in saved.facts["config"].items() if key in names(FifoConfig)}
+    before = {key: saved.facts["config"][key] for key in names(FifoConfig)}
     if before["output"] != "-":  # kept as seen from the state's folder
         before["output"] = relative(os.path.join(saved.path.parent, before["output"]), os.curdir)
     free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
@@ -113,6 +122,8 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     goes_on = saved is not None and not saved.facts["finished"]
     config, timeline = name(config)
     check_output(replace(config, overwrite=config.overwrite or goes_on))
+    if config.start and not saved and not config.start.endswith(SUFFIX):
+        check_ffmpeg()
     state_path = state_file(config, saved if goes_on else None)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     start = pick(method.STARTS, config.queue_start, "queue start")
@@ -218,13 +229,23 @@ def state_file(config: FifoConfig, goes_on: Saved | None) -> Path | None:
     if config.state is None and config.output == "-":
         return None
     path = Path(config.state) if config.state else runtime.beside(config.output or "", ".fifo" + SUFFIX)
-    if same_path(str(path), config.output or ""):
+    if same_path(str(path), (config.output or "").rstrip("/")):
         raise InputError(f"--state and -o are the same file: {path}")
     check_file(path, overwrite=True)
+    if config.output != "-":
+        taken = [os.path.abspath(name) for name in written_beside(config)]
+        if any(os.path.abspath(path) == name or str(path.absolute()).startswith(name + os.sep) for name in taken):
+            raise InputError(f"--state {path} is a name that the run itself writes to: give another")
     its_own = goes_on is not None and same_path(str(path), str(goes_on.path))
     if path.exists() and not (config.overwrite or its_own):
         raise InputError(f"{path} holds the state of another run: --resume it, give another -o, or --overwrite")
     return path
+
+
+def written_beside(config: FifoConfig) -> list[str]:
+    """Every name, of a file or of a folder, that a run writes to besides its state."""
+    target = (config.output or "").rstrip("/")
+    return [target, *(target + end for end in (".part", ".parts", ".raw")), str(runtime.card_path(config.output or ""))]
 
 
 def latent_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int]:
@@ -294,6 +315,11 @@ class Position:
     kept: int = 0
     first: int = 0
     prompts_from: int = 0
+
+    def __post_init__(self) -> None:
+        for name, number in asdict(self).items():
+            if type(number) is not int or number < 0:
+                raise InputError(f"{name} is {number!r}")
 
     @property
     def written(self) -> int:

@@ -1,5 +1,6 @@
 """From latents to what the user asked for: decoded frames in a video, a folder or a pipe, or the latents."""
 
+import subprocess
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from vidlose.io.latents import SUFFIX, LatentFile
 from vidlose.io.segments import check_file, check_target, open_sink
 from vidlose.io.video import Ffmpeg, Sink
 from vidlose.models.autoencoder import to_uint8
-from vidlose.recipes.runtime import Reporter, Settled
+from vidlose.recipes.runtime import Reporter, Settled, card_path
 
 
 def check_output(config: SampleConfig) -> None:
@@ -25,12 +26,20 @@ def check_output(config: SampleConfig) -> None:
     else:
         check_target(target, format=config.format, overwrite=config.overwrite)
         check_ffmpeg()
+    if target != "-" and not Path(target).name:
+        raise InputError(f"-o {target} names no file or folder: give FILE or NAME/")
+    if config.metadata and target != "-":
+        check_file(card_path(target), overwrite=config.overwrite)
 
 
 def check_ffmpeg() -> None:
     """Raises InputError where there is none: before any work that is bad input, not a failed encoding."""
     try:
-        Ffmpeg(["-version"]).wait()
+        ffmpeg = Ffmpeg(["-version"], stdout=subprocess.PIPE)
+        said = ffmpeg.stdout.read(14)
+        ffmpeg.kill()
+        if said != b"ffmpeg version":
+            raise EncoderError("ffmpeg is missing: what IMAGEIO_FFMPEG_EXE names is another program")
     except EncoderError as error:
         raise InputError(str(error)) from None
 

@@ -83,7 +83,7 @@ def _from_line(line: str) -> Shot:
 def _from_json(line: str) -> Shot:
     try:
         given: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     given = {"negative" if key == "neg" else key: value for key, value in given.items()}
     kinds = {"prompt": str, "negative": str, "seed": int, "frames": int}
@@ -124,8 +124,10 @@ def schedule(text: str) -> Schedule:
         if not entry or entry.startswith("#"):
             continue
         frame, colon, prompt = entry.partition(":")
-        if not colon or not frame.strip().isdecimal() or not prompt.strip():
-            raise InputError(f"cannot parse {entry!r} in the prompt schedule; write 'FRAME: prompt | FRAME: prompt'")
+        if not colon or not frame.strip().isdecimal() or len(frame.strip()) > 9 or not prompt.strip():
+            raise InputError(
+                f"cannot parse {entry[:60]!r} in the prompt schedule; write 'FRAME: prompt | FRAME: prompt'"
+            )
         starts.append(int(frame))
         prompts.append(prompt.strip())
     if not starts:

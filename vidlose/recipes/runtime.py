@@ -122,9 +122,10 @@ def settle(
 
 def default_output(prompt: str, seed: int, format: str | None) -> str:
     """("a river, at dawn", 7, None) -> "a-river-at-dawn-7.mp4"; a folder `NAME/` for png."""
-    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-").encode("utf-8", "ignore")[:80]
+    words = slug.decode("utf-8", "ignore").rstrip("-")  # names are limited in bytes
     suffix = "/" if format == "png" else pick(FORMATS, format or "mp4", "format").suffix
-    return f"{slug or 'video'}-{seed}{suffix}"
+    return f"{words or 'video'}-{seed}{suffix}"
 
 
 class Signals:
