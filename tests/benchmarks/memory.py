@@ -35,6 +35,8 @@ def main() -> None:
         "1",
         "--window-frames",
         "8",
+        "--device",
+        "cpu",
         "--json",
         "-o",
         "x.mp4",

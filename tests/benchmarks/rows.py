@@ -14,9 +14,9 @@ FILE = Path(__file__).with_name("results.csv")
 COLUMNS = ["bench", "case", "metric", "value", "machine", "torch", "threads", "commit", "date"]
 
 
-def machine() -> str:
-    """The card where there is one, else the processor."""
-    if torch.cuda.is_available():
+def machine(device: str) -> str:
+    """The card that was measured, or the processor."""
+    if device == "cuda":
         return torch.cuda.get_device_name()
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
@@ -30,10 +30,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def append(bench: str, case: str, **metrics: Any) -> None:
+def append(bench: str, case: str, *, device: str = "cpu", **metrics: Any) -> None:
     """One row a metric, and a line on the screen."""
     fresh = not FILE.exists()
-    common = [machine(), str(torch.__version__), torch.get_num_threads(), commit(), f"{datetime.now(UTC):%Y-%m-%d}"]
+    common = [
+        machine(device),
+        str(torch.__version__),
+        torch.get_num_threads(),
+        commit(),
+        f"{datetime.now(UTC):%Y-%m-%d}",
+    ]
     with FILE.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:

@@ -39,7 +39,7 @@ def expand(modules: Modules, names: list[str]) -> Table:
     prefixes = sorted(modules, key=len, reverse=True)
     table = {}
     for name in names:
-        ours = next(prefix for prefix in prefixes if name.startswith(prefix + "."))
+        ours = next((prefix for prefix in prefixes if name.startswith(prefix + ".")), "")
         theirs, kind = modules[ours]
         table[name] = _leaf(theirs, kind, name[len(ours) + 1 :])
     return table

@@ -20,6 +20,11 @@ ANIMATEDIFF = AnimateDiff(
 VIDEOCRAFTER = VideoCrafter(channels=(32, 64, 64, 64), blocks=1, head_width=16, text_width=TEXT_WIDTH)
 
 
+VIDEOCRAFTER_DEFAULTS = Defaults(
+    width=64, height=64, steps=50, guidance=12.0, eta=1.0, fifo_guidance=12.0, fps_condition=28.0
+)
+
+
 def _vary(of: AnimateDiff | VideoCrafter, **facts: object) -> Family:
     return type(of)(**{**vars(of), **facts})
 
@@ -52,7 +57,7 @@ def load(family: str = "animatediff-v2") -> VideoModel:
         text_encoder=text,
         schedule=NoiseSchedule.of("scaled_linear" if videocrafter else "linear", scale_to=SCALE_TO.get(family)),
         spacing="every" if videocrafter else "leading",
-        defaults=Defaults(width=64, height=64, eta=1.0 if videocrafter else 0.0),
+        defaults=VIDEOCRAFTER_DEFAULTS if videocrafter else Defaults(width=64, height=64),
     )
 
 

@@ -97,8 +97,10 @@ class VideoModel:
             )
 
     def fingerprint(self) -> str:
-        """sha256 over every tensor: two models with the same one give the same video."""
-        digest = hashlib.sha256()
+        """sha256 over the facts, the schedule and every tensor: models with the same one give the same video."""
+        facts = (self.unet.family, self.text_encoder.config, self.vae.scaling, self.prediction, self.spacing)
+        digest = hashlib.sha256(repr(facts).encode())
+        digest.update(self.schedule.alpha.numpy().tobytes())
         for name, part in self.parts().items():
             for key, tensor in part.state_dict().items():
                 digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())

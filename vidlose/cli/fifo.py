@@ -45,7 +45,11 @@ def fifo(
     json: options.Json = False,
     resume: Annotated[
         str | None,
-        option("--resume", help="Finish the interrupted run of this state file.", panel="Resume"),
+        option(
+            "--resume",
+            help="Finish the interrupted run of this state file. Beside it only the command line counts.",
+            panel="Resume",
+        ),
     ] = None,
     extend: Annotated[
         int | None,
@@ -150,8 +154,8 @@ def fifo(
     """
     context.obj.json = json
     given = options.given(context, names(FifoConfig), said=resume is not None)
-    if uniform_latents:
-        if given.get("queue_start", "uniform") != "uniform":
+    if uniform_latents and (resume is None or options.given(context, {"uniform_latents"}, said=True)):
+        if options.given(context, {"queue_start"}, said=True).get("queue_start", "uniform") != "uniform":
             raise UsageError(f"--uniform-latents and --queue-start {queue_start} exclude each other")
         given["queue_start"] = "uniform"
     if extend is not None and resume is None:

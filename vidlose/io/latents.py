@@ -28,7 +28,7 @@ class LatentFile(Sink):
 
     def __init__(self, target: Path, shape: tuple[int, int, int], *, first_frame: int = 0) -> None:
         self._target, self._shape = target, shape
-        self._raw = target.with_name(target.name + ".raw")
+        self._raw = raw_of(target)
         self._frames = first_frame
         size = first_frame * int(np.prod(shape)) * 4
         # A run that died between its last frame and its last word.
@@ -88,6 +88,11 @@ class LatentFile(Sink):
         self._file.close()
         if not self._frames:
             self._raw.unlink(missing_ok=True)
+
+
+def raw_of(target: Path) -> Path:
+    """Where the latents of an unfinished run wait."""
+    return target.with_name(f"{target.name}.raw")
 
 
 def _count(path: Path) -> int:

@@ -31,14 +31,16 @@ def temporal_attention(
     plain = key_mask is None and bias is None and relative_k is None and relative_v is None
     entropy = None
     if plain and not return_entropy and q.dtype != torch.float64:
-        out = F.scaled_dot_product_attention(q, k, v)
+        # CUDA's kernels take at most 65,535 sequences.
+        parts = (part.split(65535) for part in (q, k, v))
+        out = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)])
     else:
         wide = torch.promote_types(q.dtype, torch.float32)
         scale = q.shape[-1] ** -0.5
-        logits = (q @ k.transpose(-1, -2)).to(wide) * scale  # [B*S heads F F]
+        q = q.to(wide) * scale  # before the product, which would overflow fp16
+        logits = q @ k.to(wide).transpose(-1, -2)  # [B*S heads F F]
         if relative_k is not None:
-            rows = relative_rows(frames, relative_k)
-            logits = logits + torch.einsum("nhid,ijd->nhij", q, rows).to(wide) * scale
+            logits = logits + torch.einsum("nhid,ijd->nhij", q, relative_rows(frames, relative_k).to(wide))
         if bias is not None:
             logits = logits + bias.to(wide)
         if key_mask is not None:

@@ -31,6 +31,7 @@ class TemporalAttention(nn.Module):
         self.relative_v = None if table is None else nn.Parameter(table.clone())
         # Weighted Q-caches: who lends its query, set by the network. A list hides it from the module tree.
         self.query_source: list[TemporalAttention] = []
+        self.lends_query = False
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.positions is not None:
@@ -40,7 +41,8 @@ class TemporalAttention(nn.Module):
             if self.query_source:
                 cached = context.query_cache[self.query_source[0]]
                 own = q.new_full(q.shape[:2], 1 - context.query_weight)
-            context.query_cache[self] = q
+            if self.lends_query:
+                context.query_cache[self] = q
         out, entropy = kernels.temporal_attention(
             q,
             self.to_k(x),

@@ -96,6 +96,7 @@ class UNet(nn.Module):
                 borrower = _first_temporal(block)
                 if lender is not None and borrower is not None:
                     borrower.attn1.query_source = [lender.attn1]
+                    lender.attn1.lends_query = True
 
     def text_keys(self, text: Tensor) -> TextKeys:
         """Keys and values of text `[T L D]` for every cross-attention: once per prompt, not per call."""

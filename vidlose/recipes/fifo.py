@@ -4,7 +4,7 @@ import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 FREE = {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
 """What a resumed run may say anew; everything else comes from the state."""
-FREE_IN_EXTENSION = {"frames", "prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
+FREE_IN_EXTENSION = {"prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
 """What a continuation into a new output may say besides."""
 
 
@@ -99,7 +99,7 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
         if "output" not in given:
             raise UsageError("--extend needs a new -o")
         given = {"prompt": None, "prompt_schedule": None, **given} if given.keys() & PROMPTS else given
-        given = {"state": None, **given, "frames": extend}
+        given = {"state": None, "format": None, **given, "frames": extend}
     return FifoConfig(**{**before, "overwrite": False, **given}), saved
 
 
@@ -150,7 +150,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         def condition(prompt: str) -> Condition:
             return model.condition(prompt, config.negative, settled.fps_condition)
 
-        bound = cache(lambda prompt: sampler.bind(condition(prompt)))
+        bound = lru_cache(maxsize=1)(lambda prompt: sampler.bind(condition(prompt)))  # time only moves forward
 
         def denoise_at(iteration: int) -> Denoise:
             return bound(timeline.at(iteration - warmup - position.prompts_from))
@@ -383,7 +383,7 @@ class Run:
 
     def _fill(self, output: Output) -> None:
         """Frames into the output until there are enough, or a signal ends an endless run."""
-        if not self.position.emitted:
+        if not self.position.written:
             self._save()  # from here on nothing that was computed is lost
         total = self.config.frames or None
         while total is None or self.position.written < total:

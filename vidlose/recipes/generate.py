@@ -122,7 +122,12 @@ def one(
     with output.sink:
         output.write(latents)
         output.cut()
-    result = {"frames": settled.frames, "seconds": round(time.monotonic() - began, 3)}
+    seconds = time.monotonic() - began
+    result = {
+        "frames": settled.frames,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(settled.frames / max(seconds, 1e-9), 3),
+    }
     if card and config.output != "-":
         runtime.write_card(config.output or "", {**card, **result})
     peak = round(runtime.peak_memory(model.device), 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import SampleConfig
 from vidlose.errors import EncoderError, InputError, NonFinite, UsageError
-from vidlose.io.latents import SUFFIX, LatentFile
+from vidlose.io.latents import SUFFIX, LatentFile, raw_of
 from vidlose.io.segments import check_file, check_target, open_sink
 from vidlose.io.video import Ffmpeg, Sink
 from vidlose.models.autoencoder import to_uint8
@@ -23,6 +23,8 @@ def check_output(config: SampleConfig) -> None:
         if config.format is not None:
             raise UsageError(f"--format {config.format} does not go with latents in {target}")
         check_file(Path(target), overwrite=config.overwrite)
+        if raw_of(Path(target)).exists() and not config.overwrite:
+            raise InputError(f"{raw_of(Path(target))} is an interrupted run's: --resume its state, or --overwrite")
     else:
         check_target(target, format=config.format, overwrite=config.overwrite)
         check_ffmpeg()

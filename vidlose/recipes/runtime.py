@@ -160,7 +160,7 @@ class Signals:
     def check(self) -> None:
         """Raises Interrupted where a stop was asked for and there is nothing to save yet."""
         if self.stop:
-            raise Interrupted(f"{self.stop}: stopped before the first frame; nothing was written")
+            raise Interrupted(f"{self.stop}: stopped before the first frame of this video; nothing of it was written")
 
 
 @contextmanager
@@ -204,7 +204,8 @@ def comment(card: dict[str, Any]) -> str:
     config = card["config"]
     kept = {key: config[key] for key in ("prompt", "prompt_schedule", "negative", "seed") if config.get(key)}
     text = json.dumps({"vidlose": card["version"], "model": card["model"]["name"], **kept}, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode()  # an argument may hold bytes that are no text
+    # An argument may hold bytes that are no text, and is limited in length; the card has the whole.
+    return text.encode("utf-8", "replace")[:8192].decode("utf-8", "ignore")
 
 
 def write_card(output: str, card: dict[str, Any]) -> None:
