@@ -50,6 +50,8 @@ class SampleConfig:
         for field in fields(self):
             if "\0" in str(getattr(self, field.name)):
                 raise InputError(f"{flag(field.name)} holds a zero byte")
+        if self.output == "":
+            raise InputError("--output is empty: give FILE, FOLDER/ or -")
         choice(self, "device", DEVICES)
         choice(self, "dtype", DTYPES)
 
@@ -101,6 +103,8 @@ class FifoConfig(SampleConfig):
             raise InputError(f"--frames is {self.frames}; give a number of frames, or 0 for until interrupted")
         positive(self, "partitions", "window_frames", "window_batch", "decode_batch", "state_every")
         choice(self, "emit", EMITS)
+        if self.state in ("", "-"):
+            raise InputError(f"--state {self.state!r} is no file: give the name of one")
         if (self.prompt is None) == (self.prompt_schedule is None):
             raise UsageError("give either a prompt with -p or a --prompt-schedule")
 

@@ -34,11 +34,6 @@ STATE = "s.fifo.safetensors"
 Files = dict[str, str | bytes | None]
 
 
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A promise that is not kept yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
@@ -270,7 +265,6 @@ def test_outputs(refused, tmp_path, words, code, said, files):
     check(refused, tmp_path, words, code, said, files)
 
 
-@broken("links are not followed")
 def test_one_file_behind_a_link(refused, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     refused(*FIFO, "-o", "out.safetensors", "--state", "link/out.safetensors")
@@ -343,7 +337,6 @@ def test_a_name_that_no_file_can_have(refused, words):
     ],
     ids=lambda words: f"{words[0]} {words[-2]} {words[-1][-5:]}",
 )
-@broken("names are tried without the .part that they have at first: exit code 6, after work, with files left")
 def test_a_name_that_leaves_no_room(refused, words):
     refused(*words)
 

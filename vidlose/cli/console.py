@@ -40,9 +40,10 @@ class Console:
         if self.json:
             self._line({"event": name, **fields})
         elif name == "done":
+            rate = fields.get("frames_per_second", fields["frames"] / max(fields["seconds"], 1e-9))
             self.say(
                 f"{fields['frames']} frames in {fields['seconds']:.1f} s, seed {fields['seed']}"
-                f" ({fields['frames_per_second']:.2f} frames/s, peak {fields['peak_gib']:.2f} GiB)"
+                f" ({rate:.2f} frames/s, peak {fields['peak_gib']:.2f} GiB)"
             )
         elif name == "video" and fields["of"] > 1:
             self.say(f"{fields['i'] + 1}/{fields['of']} {fields['output']}: {fields['prompt']}")

@@ -253,6 +253,8 @@ def check_target(target: str, *, format: str | None, overwrite: bool) -> None:
 def check_file(path: Path, *, overwrite: bool) -> None:
     """InputError if a file cannot be written at `path`, or exists and may not be replaced."""
     check_parent(path)
+    with suppress(FileNotFoundError):  # what is unfinished has a longer name; too long a one is an OSError
+        parts_of(path).lstat()
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file")
     if path.exists() and not path.is_file():

@@ -23,7 +23,7 @@ from vidlose.io.files import disk_errors, part_of, publish, sync
 Frame = NDArray[np.uint8]
 
 STDOUT = 1
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What is read as a video; ffmpeg would also take a text for a film of a terminal.
 CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,mpegvideo,flv,ogg,asf,yuv4mpegpipe,apng,ivf,h264,hevc,m4v,mjpeg,nut,mxf"
 SWSCALE = "flags=bicubic+accurate_rnd+full_chroma_int"
@@ -360,7 +360,8 @@ def _decode(url: str, name: str, size: tuple[int, int] | None) -> Generator[Fram
             decoded += 1
         if ffmpeg.wait() or not decoded:
             reason = ffmpeg.reason()
-            raise InputError(f"{name}: {'no video inside' if 'matches no streams' in reason else reason}")
+            strange = "matches no streams" in reason or "whitelist" in reason
+            raise InputError(f"{name}: {'no video inside' if strange else reason}")
     finally:
         ffmpeg.kill()
 

@@ -16,7 +16,7 @@ from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import FifoConfig, flag, names, restored
 from vidlose.diffusion.denoiser import Condition, Denoise
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import InputError, Interrupted, UsageError, pick
+from vidlose.errors import InputError, Interrupted, NonFinite, UsageError, pick
 from vidlose.io.latents import SUFFIX, read_latents
 from vidlose.io.segments import check_file
 from vidlose.io.state import load_state, save_state
@@ -109,7 +109,7 @@ def relative(path: str, folder: str | Path) -> str:
 
 
 def same_path(one: str, other: str) -> bool:
-    return one == other or "-" not in (one, other) and os.path.abspath(one) == os.path.abspath(other)
+    return one == other or "-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other)
 
 
 PROMPTS = {"prompt", "prompt_schedule"}
@@ -233,8 +233,8 @@ def state_file(config: FifoConfig, goes_on: Saved | None) -> Path | None:
         raise InputError(f"--state and -o are the same file: {path}")
     check_file(path, overwrite=True)
     if config.output != "-":
-        taken = [os.path.abspath(name) for name in written_beside(config)]
-        if any(os.path.abspath(path) == name or str(path.absolute()).startswith(name + os.sep) for name in taken):
+        taken, own = [os.path.realpath(name) for name in written_beside(config)], os.path.realpath(path)
+        if any(own == name or own.startswith(name + os.sep) for name in taken):
             raise InputError(f"--state {path} is a name that the run itself writes to: give another")
     its_own = goes_on is not None and same_path(str(path), str(goes_on.path))
     if path.exists() and not (config.overwrite or its_own):
@@ -427,6 +427,8 @@ class Run:
     def _save(self, finished: bool = False) -> None:
         if not self.state_path:
             return
+        if not self.queue.latents.isfinite().all():  # the state before stays good
+            raise NonFinite("the queue holds NaN or infinity; try --dtype fp32 or a lower --guidance-scale")
         output = self.config.output or ""
         if output != "-":  # so that state and output may be moved, or resumed from another folder, together
             output = relative(output, self.state_path.parent)
