@@ -27,6 +27,7 @@ style: $(READY)  ## fix what can be fixed
 bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
 	$(BIN)/python -m tests.benchmarks.fifo
 	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.world
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def shrunk(command: str) -> str:
-    return re.sub(r"--(frames|extend) [1-9]\d*", r"--\1 3", command)
+    return re.sub(r"--(frames|extend|clips) [1-9]\d*", r"--\1 3", command)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
