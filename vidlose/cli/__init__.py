@@ -56,7 +56,7 @@ def main() -> None:
     """Entry point: every failure is one line on stderr and an exit code."""
     console = Console(json="--json" in sys.argv)  # known even where the options cannot be read
     try:
-        status = app(standalone_mode=False, obj=console)
+        status = app(prog_name="vidlose", standalone_mode=False, obj=console)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         help = f" (see {context.command_path} --help)" if context else ""
