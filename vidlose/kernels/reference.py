@@ -31,9 +31,10 @@ def temporal_attention(
     plain = key_mask is None and bias is None and relative_k is None and relative_v is None
     entropy = None
     if plain and not return_entropy and q.dtype != torch.float64:
-        # CUDA's kernels take at most 65,535 sequences.
-        parts = (part.split(65535) for part in (q, k, v))
-        out = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)])
+        # CUDA's kernels take at most 65,535 sequences; joining what was not split would copy it.
+        parts = zip(*(part.split(65535) for part in (q, k, v)), strict=True)
+        outs = [F.scaled_dot_product_attention(*part) for part in parts]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
     else:
         wide = torch.promote_types(q.dtype, torch.float32)
         scale = q.shape[-1] ** -0.5
