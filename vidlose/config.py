@@ -3,27 +3,42 @@
 None means: as the model's family is usually sampled.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vidlose.errors import InputError, UsageError
 
 C = TypeVar("C")
 
 EMITS = ("reference", "denoised")
+NORM_MODES = ("auto", "original", "diffusers")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LIMIT = 2**31 - 1
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """What `generate` and `fifo` share."""
+class ModelConfig:
+    """Which model, and of which files. lora: `PATH[:WEIGHT]` each, in order."""
+
+    model: str = "random"
+    motion_module: str | None = None
+    lora: list[str] = field(default_factory=list)
+    vae: str | None = None
+    norm_mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        choice(self, "norm_mode", NORM_MODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(ModelConfig):
+    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from."""
 
     prompt: str | None = None
     negative: str = ""
     output: str | None = None
-    model: str = "random"
+    image: str | None = None
     width: int | None = None
     height: int | None = None
     fps: float | None = None
@@ -40,6 +55,7 @@ class SampleConfig:
     metadata: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "width", "height", limit=2**14)
         between(self, "fps", 0.01, 1000)
         between(self, "fps_condition", 0.01, 1000)
@@ -47,9 +63,9 @@ class SampleConfig:
         between(self, "crf", 0, 51)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "guidance_scale", -1000, 1000)
-        for field in fields(self):
-            if "\0" in str(getattr(self, field.name)):
-                raise InputError(f"{flag(field.name)} holds a zero byte")
+        for knob in fields(self):
+            if "\0" in str(getattr(self, knob.name)):
+                raise InputError(f"{flag(knob.name)} holds a zero byte")
         if self.output == "":
             raise InputError("--output is empty: give FILE, FOLDER/ or -")
         choice(self, "device", DEVICES)
@@ -156,7 +172,7 @@ def restored(kind: type[C], values: Any) -> C:
     if not isinstance(values, dict) or not hints.keys() <= values.keys():
         raise InputError("a config with fields missing")
     for name, hint in hints.items():
-        kinds = get_args(hint) or (hint,)
+        kinds = (list,) if get_origin(hint) is list else get_args(hint) or (hint,)
         if type(values[name]) not in (*kinds, *((int,) if float in kinds else ())):
             raise InputError(f"{name} is {values[name]!r}")
     return kind(**{name: values[name] for name in hints})
@@ -164,4 +180,4 @@ def restored(kind: type[C], values: Any) -> C:
 
 def names(kind: type) -> set[str]:
     """The fields of a config."""
-    return {field.name for field in fields(kind)}
+    return {knob.name for knob in fields(kind)}

@@ -106,8 +106,7 @@ def full_model(golden, name: str) -> UNet:
         embeds_fps=name != "vc1_512_tiny",
     )
     unet = UNet(facts).eval()
-    file = "unet_weights" if name == "vc2_tiny" else "model"
-    weights = golden(f"videocrafter_full/{name}/{file}").tensors
+    weights = golden(f"videocrafter_full/{name}/model").tensors
     weights = {key: value for key, value in weights.items() if key.startswith("model.diffusion_model.")}
     keymap.load(unet, weights, videocrafter.unet_table(unet), name)
     return unet

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from vidlose.checkpoints.autoencoder import PREFIX, open_autoencoder
+from vidlose.checkpoints.files import open_weights
 from vidlose.errors import NonFinite
-from vidlose.models.autoencoder import FrameAutoencoder, from_uint8, to_uint8
+from vidlose.models.autoencoder import from_uint8, to_uint8
 
 GOLDENS = Path(__file__).parents[1] / "goldens/videocrafter_full/vc2_tiny"
 EXACT = {"rtol": 0, "atol": 2e-5}
@@ -22,16 +24,11 @@ def truth():
 @pytest.fixture(scope="module")
 def vae():
     """The original's weights; two frames at once, so that three need a second, smaller batch."""
-    from diffusers import AutoencoderKL
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    kl = AutoencoderKL(
-        block_out_channels=(32, 32, 64, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    kl.load_state_dict(convert_ldm_vae_checkpoint(load_file(GOLDENS / "vae_weights.safetensors"), kl.config))
-    return FrameAutoencoder(kl, batch=2).requires_grad_(False)
+    vae, part = open_autoencoder(open_weights(GOLDENS / "model.safetensors").under(PREFIX), None, "golden")
+    part.check()
+    part.fill(torch.device("cpu"), torch.float32)
+    vae.batch = 2
+    return vae.requires_grad_(False)
 
 
 def test_facts(vae):

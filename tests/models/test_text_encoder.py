@@ -8,42 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vidlose.checkpoints import openclip
+from vidlose.checkpoints.files import open_weights
 from vidlose.models.text_encoder import TextConfig, TextEncoder
 
 GOLDENS = Path(__file__).parents[1] / "goldens/videocrafter_full/vc2_tiny"
 TINY = TextConfig(16, layers=4, heads=2, ffn=64, activation="gelu", layer="penultimate", pad=0)
-RENAMES = {
-    "transformer.resblocks": "encoder.layers",
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "ln_final": "final_layer_norm",
-    "token_embedding": "embeddings.token_embedding",
-    "positional_embedding": "embeddings.position_embedding.weight",
-}
-
-
-def openclip_weights() -> dict[str, torch.Tensor]:
-    weights = {}
-    for key, value in load_file(GOLDENS / "text_weights.safetensors").items():
-        key = key.removeprefix("cond_stage_model.model.")
-        if key in ("text_projection", "logit_scale"):  # of the pooled output, unused
-            continue
-        for old, new in RENAMES.items():
-            key = key.replace(old, new)
-        if "attn.in_proj_" in key:
-            for name, third in zip("qkv", value.float().chunk(3), strict=True):
-                weights[key.replace("attn.in_proj_", f"self_attn.{name}_proj.")] = third
-        else:
-            weights[key] = value.float()
-    return weights
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return openclip_weights()
+    text = open_weights(GOLDENS / "model.safetensors").under("cond_stage_model.model.")
+    return {name: tensor.float() for name, tensor in openclip.text(text, "golden").items()}
 
 
 @pytest.mark.parametrize(("layer", "truth"), [("penultimate", "penultimate_ln"), ("last", "last_ln")])

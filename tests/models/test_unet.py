@@ -1,10 +1,12 @@
 """What the U-Net promises beyond the originals: levels and texts per frame, keys once, checkpointing, masks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from vidlose.checkpoints.random import NETWORKS
+from vidlose.checkpoints.random import NETWORKS, VIDEOCRAFTER
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 from vidlose.models.unet import UNet
 
@@ -122,6 +124,29 @@ def test_starts_as_the_image_model(family):
         assert (whole - alone).abs().max() > 1e-4
     else:
         torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_image_tokens_follow_the_text():
+    facts = replace(VIDEOCRAFTER, image=True)
+    torch.manual_seed(0)
+    unet = UNet(facts).eval()
+    x, timestep, _ = inputs()
+    text, image = torch.randn(2, 77, 32), torch.randn(2, 5, 32)
+    both = torch.cat([text, image], dim=1)
+    out = unet(x, timestep, both)
+    torch.testing.assert_close(unet(x, timestep, unet.text_keys(both)), out, atol=0, rtol=0)
+    assert (unet(x, timestep, torch.cat([text, -image], dim=1)) - out).abs().max() > 1e-3
+    for rows in (77, 7):
+        with pytest.raises(ValueError, match=f"text has {rows} rows, expected 77 and an image's tokens after them"):
+            unet(x, timestep, text[:, :rows])
+    # An image whose values are nothing leaves what the text alone does.
+    plain = UNet(replace(facts, image=False)).eval()
+    plain.load_state_dict({name: tensor for name, tensor in unet.state_dict().items() if "_ip." not in name})
+    for name, parameter in unet.named_parameters():
+        if "to_v_ip" in name:
+            parameter.zero_()
+    torch.testing.assert_close(unet(x, timestep, both), plain(x, timestep, text), atol=0, rtol=0)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ def videocrafter_facts(config: dict) -> VideoCrafter:
         temporal_conv=config["temporal_conv"],
         relative=config["temporal_length"] if config["use_relative_position"] else None,
         embeds_fps=config["fps_cond"],
+        image=config.get("use_image_attention", False),
     )
 
 
@@ -65,8 +66,17 @@ def test_animatediff(golden, version):
         torch.testing.assert_close(out, io[f"{case}.out"], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["vc2_t2v", "vc1_t2v_1024", "vc1_t2v_512"])
-@pytest.mark.parametrize("file", ["io", "io_fifo"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("vc2_t2v", "io"),
+        ("vc2_t2v", "io_fifo"),
+        ("vc1_t2v_1024", "io"),
+        ("vc1_t2v_512", "io"),
+        ("vc1_t2v_512", "io_fifo"),
+        ("vc_i2v", "io"),
+    ],
+)
 @torch.no_grad()
 def test_videocrafter(golden, name, file):
     io = golden(f"videocrafter_unet/{name}/{file}")
@@ -162,6 +172,7 @@ def test_load_is_strict():
             videocrafter.unet_table,
             "model.diffusion_model.",
         ),
+        ("videocrafter_i2v_512_v1.0", VideoCrafter(image=True), videocrafter.unet_table, "model.diffusion_model."),
     ],
 )
 def test_full_size_keys(manifest, facts, table_of, only):

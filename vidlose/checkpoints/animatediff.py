@@ -1,50 +1,297 @@
-"""AnimateDiff's files: Stable Diffusion 1.5 in diffusers' names plus a motion module in its own."""
+"""AnimateDiff's files: Stable Diffusion 1.5, in diffusers' names or latent-diffusion's, and a motion module."""
 
-from vidlose.checkpoints.keymap import Key, Leaves, Modules, Table, expand, leaves
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Size
+
+from vidlose.checkpoints import clip, ldm
+from vidlose.checkpoints.autoencoder import PREFIX as VAE_PREFIX
+from vidlose.checkpoints.autoencoder import open_autoencoder
+from vidlose.checkpoints.files import Weights, open_weights
+from vidlose.checkpoints.keymap import Key, Leaves, Modules, Part, Table, expand, leaves, summary
+from vidlose.checkpoints.ldm import PLAIN, Layout
+from vidlose.checkpoints.recognise import expect, motion_form, motion_version
+from vidlose.checkpoints.source import config_of, locate, open_part
+from vidlose.checkpoints.video_model import Defaults, VideoModel
+from vidlose.config import ModelConfig
+from vidlose.diffusion.schedule import NoiseSchedule
+from vidlose.errors import CheckpointError
+from vidlose.models.animatediff import AnimateDiff
+from vidlose.models.autoencoder import FrameAutoencoder
+from vidlose.models.temporal import TemporalAttention, sinusoid_positions
+from vidlose.models.text_encoder import TextEncoder
 from vidlose.models.unet import UNet
+
+NormMode = Literal["original", "diffusers"]
+"""Whose group norms: AnimateDiff's (motion modules per frame; v1's residual blocks over all frames) or those of
+diffusers' UNetMotionModel (the other way about). The same weights give other frames (CHECKPOINTS.md 3)."""
 
 RES = leaves(norm1="norm1", conv1="conv1", embed="time_emb_proj", norm2="norm2", conv2="conv2", skip="conv_shortcut")
 BLOCK = "transformer_blocks.0"
+PROJECTIONS = (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out", "to_out.0"))
 SPATIAL: Leaves = {
     "norm": Key("norm"),
     "proj_in": Key("proj_in", after=2),
     **{
-        f"{attn}.{ours}": Key(f"{BLOCK}.{attn}.{theirs}")
-        for attn in ("attn1", "attn2")
-        for ours, theirs in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out", "to_out.0"))
+        f"{attn}.{ours}": Key(f"{BLOCK}.{attn}.{theirs}") for attn in ("attn1", "attn2") for ours, theirs in PROJECTIONS
     },
     **{norm: Key(f"{BLOCK}.{norm}") for norm in ("norm1", "norm2", "norm3")},
     "ff.proj": Key(f"{BLOCK}.ff.net.0.proj"),
     "ff.out": Key(f"{BLOCK}.ff.net.2"),
     "proj_out": Key("proj_out", after=2),
 }
-MOTION_BLOCK = "temporal_transformer.transformer_blocks.0"
-MOTION: Leaves = {
-    "norm": Key("temporal_transformer.norm"),
-    "proj_in": Key("temporal_transformer.proj_in"),
-    **{
-        f"attn{i + 1}.{ours}": Key(f"{MOTION_BLOCK}.attention_blocks.{i}.{theirs}")
-        for i in (0, 1)
-        for ours, theirs in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out", "to_out.0"))
-    },
-    **{f"attn{i + 1}.positions": Key(f"{MOTION_BLOCK}.attention_blocks.{i}.pos_encoder.pe", before=1) for i in (0, 1)},
-    "norm1": Key(f"{MOTION_BLOCK}.norms.0"),
-    "norm2": Key(f"{MOTION_BLOCK}.norms.1"),
-    "norm3": Key(f"{MOTION_BLOCK}.ff_norm"),
-    "ff.proj": Key(f"{MOTION_BLOCK}.ff.net.0.proj"),
-    "ff.out": Key(f"{MOTION_BLOCK}.ff.net.2"),
-    "proj_out": Key("temporal_transformer.proj_out"),
+
+
+def _motion(root: str, attentions: tuple[str, str], norms: tuple[str, str, str], positions: tuple[str, str]) -> Leaves:
+    """One motion module, by the names of its two attentions, its three norms and the two position tables."""
+    block = f"{root}transformer_blocks.0"
+    return {
+        **{name: Key(f"{root}{name}") for name in ("norm", "proj_in", "proj_out")},
+        **{
+            f"attn{i + 1}.{ours}": Key(f"{block}.{attention}.{theirs}")
+            for i, attention in enumerate(attentions)
+            for ours, theirs in PROJECTIONS
+        },
+        **{f"attn{i + 1}.positions": Key(f"{block}.{table}.pe", before=1) for i, table in enumerate(positions)},
+        **{f"norm{i + 1}": Key(f"{block}.{norm}") for i, norm in enumerate(norms)},
+        "ff.proj": Key(f"{block}.ff.net.0.proj"),
+        "ff.out": Key(f"{block}.ff.net.2"),
+    }
+
+
+MOTION: dict[NormMode, Leaves] = {
+    "original": _motion(
+        "temporal_transformer.",
+        ("attention_blocks.0", "attention_blocks.1"),
+        ("norms.0", "norms.1", "ff_norm"),
+        ("attention_blocks.0.pos_encoder", "attention_blocks.1.pos_encoder"),
+    ),
+    "diffusers": _motion("", ("attn1", "attn2"), ("norm1", "norm2", "norm3"), ("pos_embed", "pos_embed")),
 }
-PLAIN: Leaves = {"": Key("")}
-KINDS = {
-    "res": ("resnets", RES),
-    "spatial": ("attentions", SPATIAL),
-    "temporal": ("motion_modules", MOTION),
-}
+POSITIONS = {"v1": 24, "v2": 32, "v3": 32}
+
+
+@dataclass(frozen=True)
+class Base:
+    """An image model, opened. layout: of its U-Net. heads: of its attentions. is_ldm: whose names `unet` has.
+
+    vae, text: what they need to be filled; None where the files lack one.
+    """
+
+    layout: Layout
+    heads: int
+    unet: Weights
+    is_ldm: bool
+    vae: tuple[FrameAutoencoder, Part] | None
+    text: tuple[TextEncoder, Part]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A motion module, opened: its form, its version, frames at most, and heads."""
+
+    form: NormMode
+    version: str
+    positions: int
+    heads: int
+    weights: Weights
+
+
+def open_model(path: Path, config: ModelConfig) -> VideoModel:
+    """A Stable Diffusion 1.5 base, a folder or one file, with the config's motion module. Raises CheckpointError."""
+    base = open_folder(path) if path.is_dir() else open_single(path)
+    if config.motion_module is None:
+        raise CheckpointError(f"{path} is a Stable Diffusion 1.5 base, of single pictures: give a --motion-module too")
+    motion = open_motion(locate(config.motion_module))
+    norms = motion.form if config.norm_mode == "auto" else config.norm_mode
+    with torch.device("meta"):
+        unet = UNet(facts(base.layout, base.heads, motion, norms == "original"))
+    set_positions(unet)
+    base_names = ldm_table(unet, "") if base.is_ldm else base_table(unet)
+    motion_names = motion_table(unet, motion.form)
+    computed = frozenset(key.name for name, key in motion_names.items() if name.endswith(".positions"))
+    vae = open_vae(locate(config.vae)) if config.vae else base.vae
+    if vae is None:
+        raise CheckpointError(f"{path} has no autoencoder: give one with --vae")
+    parts = (
+        Part(unet, base.unet, base_names, str(base.unet.path)),
+        Part(unet, motion.weights, motion_names, str(motion.weights.path), optional=computed),
+        vae[1],
+        base.text[1],
+    )
+    return VideoModel(
+        name=config.model,
+        family=f"animatediff-{motion.version}",
+        unet=unet,
+        vae=vae[0],
+        text_encoder=base.text[0],
+        schedule=NoiseSchedule.of("linear"),
+        spacing="leading",
+        defaults=Defaults(width=512, height=512),
+        unread=parts,
+    )
+
+
+def open_single(path: Path) -> Base:
+    """Stable Diffusion 1.5 in one file, in latent-diffusion's names."""
+    weights = open_weights(path)
+    expect(weights, ("sd15",), "--model")
+    # Averaged copies of the weights, and numbers of the schedule, of which the family has its own.
+    weights = weights.renamed(lambda name: None if name.startswith("model_ema.") or "." not in name else name)
+    prefixes = (ldm.PREFIX, VAE_PREFIX, clip.LDM_PREFIX)
+    if strangers := {name for name in weights if not name.startswith(prefixes)}:
+        raise CheckpointError(f"{path}: {len(strangers)} tensors unexpected: {summary(strangers)}")
+    unet, vae, text = (weights.under(prefix) for prefix in prefixes)
+    layout = _square(ldm.layout(unet.shapes, str(path)), path)
+    return Base(
+        layout,
+        heads=int(weights.metadata.get("heads", 8)),
+        unet=unet,
+        is_ldm=True,
+        vae=open_autoencoder(vae, None, str(path)) if vae else None,
+        text=clip.open_text_encoder(text, _text_facts(weights), str(path)),
+    )
+
+
+def open_folder(path: Path) -> Base:
+    """Stable Diffusion 1.5 in diffusers' folders `unet`, `vae` and `text_encoder`."""
+    missing = [name for name in ("unet", "text_encoder") if not (path / name).is_dir()]
+    if missing:
+        raise CheckpointError(f"{path} has no {' and no '.join(missing)}: a base in diffusers' form has both, and vae")
+    unet = open_part(path / "unet")
+    expect(unet, ("sd15-unet",), "--model")
+    text, vae = open_part(path / "text_encoder"), path / "vae"
+    heads = config_of(path / "unet").get("attention_head_dim", 8)  # diffusers' name for the number of heads
+    return Base(
+        _square(layout(unet.shapes, str(unet.path)), unet.path),
+        heads=heads if isinstance(heads, int) else heads[0],
+        unet=unet,
+        is_ldm=False,
+        vae=open_vae(vae) if vae.is_dir() else None,
+        text=clip.open_text_encoder(text, config_of(path / "text_encoder"), str(text.path)),
+    )
+
+
+def open_vae(path: Path) -> tuple[FrameAutoencoder, Part]:
+    """An autoencoder by itself: a file in either form, or a folder with its config."""
+    path = path / "vae" if (path / "vae").is_dir() else path
+    weights = open_part(path)
+    expect(weights, ("vae",), "--vae")
+    return open_autoencoder(weights, config_of(path), str(weights.path))
+
+
+def open_motion(path: Path) -> Motion:
+    """A motion module in any form, alone or in a trainer's file of the whole network. Raises CheckpointError."""
+    weights = open_part(path)
+    kind = expect(weights, ("motion", "motion-adapter", "motion-trainer"), "--motion-module")
+    if kind == "motion-trainer":
+        weights = weights.renamed(lambda name: name if ".motion_modules." in name else None)
+    config = config_of(path)
+    form, frames = motion_form(weights.shapes), config.get("motion_max_seq_length")
+    version = motion_version(weights.shapes, frames)
+    if form is None or version is None:
+        raise CheckpointError(
+            f"{weights.path} has no position tables, and no config beside it says if it is AnimateDiff v1 or v3"
+        )
+    length = next((shape[1] for name, shape in weights.shapes.items() if name.endswith(".pe")), frames)
+    heads = config.get("motion_num_attention_heads", weights.metadata.get("motion_heads", 8))
+    return Motion(form, version, length or POSITIONS[version], int(heads), weights)
+
+
+def _square(layout: Layout, path: Path) -> Layout:
+    """Raises CheckpointError for a U-Net that takes more than it gives: masks, pictures, depth."""
+    if layout.channels_in != layout.channels_out:
+        raise CheckpointError(f"{path}: its U-Net takes {layout.channels_in} channels and gives {layout.channels_out}")
+    return layout
+
+
+def _text_facts(weights: Weights) -> dict[str, int]:
+    """What a file's header says of its text encoder."""
+    heads = weights.metadata.get("text_heads")
+    return {"num_attention_heads": int(heads)} if heads else {}
+
+
+def set_positions(unet: UNet) -> None:
+    """Compute the position tables of a network that was made without memory: some files do not hold them."""
+    for module in unet.modules():
+        if isinstance(module, TemporalAttention) and module.positions is not None:
+            module.positions = sinusoid_positions(*module.positions.shape)
+
+
+def facts(base: Layout, heads: int, motion: Motion, original: bool) -> AnimateDiff:
+    """The network of this base and this motion module; original: with AnimateDiff's own norms, not diffusers'."""
+    return AnimateDiff(
+        channels=base.channels,
+        blocks=base.blocks,
+        latent_channels=base.channels_out,
+        heads=heads,
+        motion_heads=motion.heads,
+        text_width=base.text_width,
+        attention=base.attention,
+        positions=motion.positions,
+        motion_middle=motion.version == "v2",
+        joint_norm=original and motion.version == "v1",
+        motion_joint_norm=not original,
+    )
+
+
+def layout(shapes: Mapping[str, Size], what: str) -> Layout:
+    """Of a U-Net in diffusers' names. Raises CheckpointError where the file lacks the first parts of one."""
+    levels: list[list[tuple[int, bool]]] = []
+    while f"down_blocks.{len(levels)}.resnets.0.conv1.weight" in shapes:
+        root = f"down_blocks.{len(levels)}"
+        stage: list[tuple[int, bool]] = []
+        while conv := shapes.get(f"{root}.resnets.{len(stage)}.conv1.weight"):
+            stage.append((conv[0], f"{root}.attentions.{len(stage)}.norm.weight" in shapes))
+        levels.append(stage)
+    return ldm.read_layout(levels, shapes, "conv_in.weight", "conv_out.weight", what)
+
+
+def base_table(unet: UNet) -> Table:
+    """Our names -> diffusers' `UNet2DConditionModel` names, of all but the motion modules."""
+    return expand(_modules(unet, {"res": RES, "spatial": SPATIAL}), _names(unet, motion=False))
+
+
+def ldm_table(unet: UNet, prefix: str = ldm.PREFIX) -> Table:
+    """Our names -> those of Stable Diffusion's single files, of all but the motion modules."""
+    spatial = {"res": ldm.RES, "spatial": SPATIAL}
+    modules = {ours: (prefix + theirs, kind) for ours, (theirs, kind) in ldm.modules(unet, spatial).items()}
+    return expand(modules, _names(unet, motion=False))
+
+
+def motion_table(unet: UNet, form: NormMode = "original") -> Table:
+    """Our names -> a motion module file's."""
+    return expand(_modules(unet, {"temporal": MOTION[form]}), _names(unet, motion=True))
 
 
 def unet_table(unet: UNet) -> Table:
-    """Our names -> diffusers' `UNet2DConditionModel` names and the original's `motion_modules` names."""
+    """Our names -> diffusers' and, of the motion modules, the original's: the whole network of a trainer's file."""
+    return {**base_table(unet), **motion_table(unet)}
+
+
+def names(unet: UNet) -> tuple[Table, ...]:
+    """The tables that a LoRA's names may come from: the original's, diffusers', latent-diffusion's."""
+    return unet_table(unet), {**base_table(unet), **motion_table(unet, "diffusers")}, ldm_table(unet, "")
+
+
+def is_motion(name: str) -> bool:
+    """Is this tensor of ours part of a motion module?"""
+    return ".temporal." in name
+
+
+def _names(unet: UNet, *, motion: bool) -> list[str]:
+    return [name for name in unet.state_dict() if is_motion(name) == motion]
+
+
+PLACES = {"res": "resnets", "spatial": "attentions", "temporal": "motion_modules"}
+
+
+def _modules(unet: UNet, kinds: Mapping[str, Leaves]) -> Modules:
+    """Our layers -> diffusers', for the layers named in `kinds`."""
     modules: dict[str, tuple[str, Leaves]] = {
         "time_embed": ("time_embedding", leaves(linear1="linear_1", linear2="linear_2")),
         "conv_in": ("conv_in", PLAIN),
@@ -55,18 +302,16 @@ def unet_table(unet: UNet) -> Table:
         for i, stage in enumerate(stages):
             for j, block in enumerate(stage):
                 modules |= {
-                    f"{ours}.{i}.{j}.{name}": (f"{theirs}.{i}.{KINDS[name][0]}.{j}", KINDS[name][1]) for name in block
+                    f"{ours}.{i}.{j}.{name}": (f"{theirs}.{i}.{PLACES[name]}.{j}", kinds[name])
+                    for name in block
+                    if name in kinds
                 }
     for name in unet.middle:
         kind, place = (name[:-1], int(name[-1]) - 1) if name.startswith("res") else (name, 0)
-        modules[f"middle.{name}"] = (f"mid_block.{KINDS[kind][0]}.{place}", KINDS[kind][1])
-    modules |= _resampling(unet)
-    return expand(modules, list(unet.state_dict()))
-
-
-def _resampling(unet: UNet) -> Modules:
-    down = {
-        f"downsample.{i}": (f"down_blocks.{i}.downsamplers.0", leaves(conv="conv")) for i in range(len(unet.downsample))
-    }
-    up = {f"upsample.{i}": (f"up_blocks.{i}.upsamplers.0", leaves(conv="conv")) for i in range(len(unet.upsample))}
-    return down | up
+        if kind in kinds:
+            modules[f"middle.{name}"] = (f"mid_block.{PLACES[kind]}.{place}", kinds[kind])
+    for i in range(len(unet.downsample)):
+        modules[f"downsample.{i}"] = (f"down_blocks.{i}.downsamplers.0", leaves(conv="conv"))
+    for i in range(len(unet.upsample)):
+        modules[f"upsample.{i}"] = (f"up_blocks.{i}.upsamplers.0", leaves(conv="conv"))
+    return modules

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Size, Tensor, nn
 
+from vidlose.checkpoints.files import Weights
 from vidlose.errors import CheckpointError
 
 
@@ -55,28 +57,69 @@ def _leaf(layer: str, kind: Leaves, rest: str) -> Key:
     return Key(".".join(filter(None, (layer, key.name))) + end, key.before, after)
 
 
-def load(module: nn.Module, tensors: Mapping[str, Tensor], table: Table, what: str) -> None:
-    """Copy the original's `tensors` into `module`.
+@dataclass(frozen=True)
+class Part:
+    """A module, the tensors that are to fill it, and the names between: ours -> theirs.
 
-    Raises CheckpointError when one is missing, unexpected (counts by group and three examples) or of another
-    shape (both shapes named); nothing has been copied then.
+    what: the file or folder, for messages. optional: names of theirs which may be absent, as ours are computed.
+    fp32: whatever the network's dtype.
     """
-    ours = module.state_dict()
-    wanted = {key.name: name for name, key in table.items()}
-    for problem, names in (
-        ("missing", wanted.keys() - tensors.keys()),
-        ("unexpected", tensors.keys() - wanted.keys()),
-    ):
-        if names:
-            raise CheckpointError(f"{what}: {len(names)} tensors {problem}: {summary(names)}")
-    for theirs, name in wanted.items():
-        expected = table[name].shape(ours[name].shape)
-        if tensors[theirs].shape != expected:
-            raise CheckpointError(
-                f"{what}: {theirs} is {tuple(tensors[theirs].shape)}, the model has {tuple(expected)}"
-            )
-    for theirs, name in wanted.items():
-        ours[name].copy_(tensors[theirs].reshape(ours[name].shape))
+
+    module: nn.Module
+    tensors: Mapping[str, Tensor]
+    table: Table
+    what: str
+    optional: frozenset[str] = frozenset()
+    fp32: bool = False
+
+    def check(self) -> None:
+        """Nothing is read. Raises CheckpointError when a tensor is missing, unexpected (counts by group and three
+        examples) or of another shape (both shapes named)."""
+        shapes = shapes_of(self.tensors)
+        wanted = {key.name for key in self.table.values()}
+        for problem, names in (
+            ("missing", wanted - shapes.keys() - self.optional),
+            ("unexpected", shapes.keys() - wanted),
+        ):
+            if names:
+                raise CheckpointError(f"{self.what}: {len(names)} tensors {problem}: {summary(names)}")
+        ours = self.module.state_dict()
+        for name, key in self.table.items():
+            found, expected = shapes.get(key.name), key.shape(ours[name].shape)
+            if found not in (None, expected):
+                raise CheckpointError(f"{self.what}: {key.name} is {tuple(found)}, the model has {tuple(expected)}")
+
+    def fill(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Put every tensor in place, one by one, converted. On a CPU, a tensor already of this dtype stays mapped to
+        its file. Raises CheckpointError for NaN or infinity."""
+        dtype = torch.float32 if self.fp32 else dtype
+        ours = self.module.state_dict()
+        placed = {}
+        for name, key in self.table.items():
+            if key.name not in self.tensors:
+                continue
+            tensor = self.tensors[key.name].to(device, dtype)
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{self.what}: {key.name} holds NaN or infinity: the file is damaged")
+            placed[name] = tensor.reshape(ours[name].shape)
+        self.module.load_state_dict(placed, strict=False, assign=True)
+
+
+def load(module: nn.Module, tensors: Mapping[str, Tensor], table: Table, what: str) -> None:
+    """Fill `module` in fp32 from the original's `tensors`; see `Part` for what is raised, before anything changes."""
+    part = Part(module, tensors, table, what)
+    part.check()
+    part.fill(torch.device("cpu"), torch.float32)
+
+
+def same(module: nn.Module) -> Table:
+    """Of a module whose files use its own names."""
+    return {name: Key(name) for name in module.state_dict()}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Size]:
+    """Of a file, without reading it; of tensors in memory, theirs."""
+    return tensors.shapes if isinstance(tensors, Weights) else {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def export(module: nn.Module, table: Table) -> dict[str, Tensor]:
@@ -86,8 +129,10 @@ def export(module: nn.Module, table: Table) -> dict[str, Tensor]:
 
 
 def summary(names: set[str]) -> str:
-    """Counts by group (the first two parts of a name) and three examples."""
-    groups = Counter(".".join(name.split(".")[:2]) for name in names)
+    """Counts by group (the first two parts of a name; of kohya's underscored ones, four) and three examples."""
+    groups = Counter(
+        "_".join(name.split("_")[:4]) if name.startswith("lora_") else ".".join(name.split(".")[:2]) for name in names
+    )
     counts = ", ".join(f"{group} {count}" for group, count in sorted(groups.items())[:6])
     more = f" and {len(groups) - 6} more groups" if len(groups) > 6 else ""
     return f"{counts}{more}; for example {', '.join(sorted(names)[:3])}"

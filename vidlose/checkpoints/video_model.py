@@ -1,16 +1,22 @@
-"""A model in parts, ready to sample: what every recipe is handed."""
+"""A model in parts: what every recipe is handed."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from vidlose.checkpoints import lora
+from vidlose.checkpoints.keymap import Part
+from vidlose.checkpoints.lora import Update
 from vidlose.diffusion.denoiser import Condition, Denoiser
 from vidlose.diffusion.schedule import NoiseSchedule
 from vidlose.errors import InputError
 from vidlose.models.autoencoder import FrameAutoencoder
+from vidlose.models.image_encoder import ImageEncoder
 from vidlose.models.text_encoder import TextEncoder
 from vidlose.models.unet import UNet
 
@@ -36,7 +42,9 @@ class Defaults:
 class VideoModel:
     """The parts of one model and the facts of its family.
 
-    name: what the user asked for. spacing: how its clips space their timesteps.
+    name: what the user asked for. spacing: how its clips space their timesteps. image_encoder: of image-to-video
+    models. unread: parts that `ready` still has to fill; until then they have shapes and no weights. loras: updates
+    and their weights, added then. files: what all of it was read from, with the weight of a LoRA.
     """
 
     name: str
@@ -48,17 +56,26 @@ class VideoModel:
     spacing: str
     defaults: Defaults
     prediction: str = "eps"
+    image_encoder: ImageEncoder | None = None
+    unread: tuple[Part, ...] = ()
+    loras: tuple[tuple[Sequence[Update], float], ...] = ()
+    files: tuple[tuple[Path, float], ...] = ()
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        image = {} if self.image_encoder is None else {"image_encoder": self.image_encoder}
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, **image}
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "VideoModel":
-        """Move the network to device and dtype; text encoder and autoencoder stay in fp32, their share is small."""
+    def ready(self, device: torch.device, dtype: torch.dtype) -> "VideoModel":
+        """Read the weights, tensor by tensor, onto the device: the network in `dtype`, the encoders in fp32.
+
+        Raises CheckpointError for tensors that are damaged or not finite.
+        """
+        for part in self.unread:
+            part.fill(device, dtype)
+        lora.apply(self.loras)
         self.unet.to(device, dtype)
-        self.vae.to(device)
-        self.text_encoder.to(device)
-        for part in self.parts().values():
-            part.eval().requires_grad_(False)
+        for module in self.parts().values():
+            module.to(device).eval().requires_grad_(False)
         return self
 
     @property
@@ -68,9 +85,16 @@ class VideoModel:
     def denoiser(self) -> Denoiser:
         return Denoiser(self.unet, self.prediction)
 
-    def condition(self, prompt: str, negative: str, fps: float) -> Condition:
-        """Text of one prompt and of what to move away from ("" is the unconditional text)."""
+    @torch.no_grad()
+    def condition(self, prompt: str, negative: str, fps: float, image: Tensor | None = None) -> Condition:
+        """Text of one prompt and of what to move away from ("" is the unconditional text).
+
+        image: pixels `[1 3 H W]` in -1..1, for an image-to-video model, whose tokens follow the text's.
+        """
         text = self.encode([prompt, negative])
+        if self.image_encoder is not None and image is not None:
+            tokens = torch.cat([self.image_encoder(image), self.image_encoder.blank()])
+            text = torch.cat([text, tokens], dim=1)
         return Condition(text[:1], text[1:], fps)
 
     @torch.no_grad()
@@ -96,11 +120,31 @@ class VideoModel:
                 f"{frames} frames at once, but {self.name} has positions for {limit}; take at most {limit}"
             )
 
+    @cached_property
+    def hashes(self) -> dict[Path, str]:
+        """sha256 of every file."""
+        found = {}
+        for path, _ in self.files:
+            with path.open("rb") as file:
+                found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
+
+    def check_image(self, image: str | None) -> None:
+        """Raises InputError where a picture is given to a model that reads none, or the other way about."""
+        if self.image_encoder is not None and image is None:
+            raise InputError(f"{self.name} makes a video of a picture: give one with --image")
+        if self.image_encoder is None and image is not None:
+            raise InputError(f"{self.name} reads no picture: leave --image out, or give an image-to-video model")
+
     def fingerprint(self) -> str:
-        """sha256 over the facts, the schedule and every tensor: models with the same one give the same video."""
+        """sha256 over the facts, the schedule and every file, or tensor of a model that has none: models with the
+        same one give the same video."""
         facts = (self.unet.family, self.text_encoder.config, self.vae.scaling, self.prediction, self.spacing)
         digest = hashlib.sha256(repr(facts).encode())
         digest.update(self.schedule.alpha.numpy().tobytes())
+        if self.files:
+            digest.update(repr([(self.hashes[path], weight) for path, weight in self.files]).encode())
+            return digest.hexdigest()
         for name, part in self.parts().items():
             for key, tensor in part.state_dict().items():
                 digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())

@@ -41,6 +41,11 @@ def fifo(
     fps: options.Fps = None,
     seed: options.Seed = None,
     model: options.Model = FifoConfig.model,
+    motion_module: options.MotionModule = None,
+    lora: options.Lora = None,
+    vae: options.Vae = None,
+    norm_mode: options.NormMode = FifoConfig.norm_mode,
+    image: options.Image = None,
     overwrite: options.Overwrite = FifoConfig.overwrite,
     json: options.Json = False,
     resume: Annotated[

@@ -32,6 +32,11 @@ def generate(
         int, option("--num-videos", help="Videos of each prompt, with seeds that follow.")
     ] = GenerateConfig.num_videos,
     model: options.Model = GenerateConfig.model,
+    motion_module: options.MotionModule = None,
+    lora: options.Lora = None,
+    vae: options.Vae = None,
+    norm_mode: options.NormMode = GenerateConfig.norm_mode,
+    image: options.Image = None,
     overwrite: options.Overwrite = GenerateConfig.overwrite,
     json: options.Json = False,
     eta: options.Eta = None,

@@ -63,7 +63,34 @@ Output = Annotated[
     ),
 ]
 Seed = Annotated[int | None, option("--seed", help="Noise seed.", show_default="drawn and printed")]
-Model = Annotated[str, option("--model", "-m", help="random or random:FAMILY.")]
+Model = Annotated[
+    str,
+    option(
+        "--model",
+        "-m",
+        help="A Stable Diffusion 1.5 base (folder, file or cached hub id), a VideoCrafter file, or random[:FAMILY].",
+    ),
+]
+MotionModule = Annotated[
+    str | None,
+    option("--motion-module", help="AnimateDiff's v1, v2 or v3, in original or diffusers form.", panel="Model"),
+]
+Lora = Annotated[
+    list[str] | None,
+    option(
+        "--lora", help="PATH[:WEIGHT] of a LoRA on U-Net, motion modules or text encoder; repeatable.", panel="Model"
+    ),
+]
+Vae = Annotated[str | None, option("--vae", help="Another autoencoder: file or folder.", panel="Model")]
+NormMode = Annotated[
+    str,
+    option(
+        "--norm-mode",
+        help="Whose group norms: auto (by the motion module's form), original or diffusers.",
+        panel="Model",
+    ),
+]
+Image = Annotated[str | None, option("--image", help="The picture an image-to-video model starts from.", panel="Model")]
 Guidance = Annotated[
     float | None,
     option("--guidance-scale", "-g", help="Classifier-free guidance; 1 is off.", show_default=FAMILY),

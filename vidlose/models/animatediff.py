@@ -14,7 +14,8 @@ class AnimateDiff:
 
     attention: which levels have spatial transformers. positions: rows of the motion module's sinusoid (v1 24,
     v2 and v3 32), the most frames of a window. motion_middle: v2 only. joint_norm: the residual blocks
-    normalise over all frames (v1's `use_inflated_groupnorm: false`); motion modules always per frame.
+    normalise over all frames (v1's `use_inflated_groupnorm: false`). motion_joint_norm: the motion modules do
+    (diffusers' UNetMotionModel; the original's are per frame).
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -27,6 +28,7 @@ class AnimateDiff:
     positions: int = 32
     motion_middle: bool = False
     joint_norm: bool = False
+    motion_joint_norm: bool = False
     embeds_fps: bool = False
 
     @property
@@ -57,4 +59,6 @@ class AnimateDiff:
         return ResBlock(channels_in, channels_out, 4 * self.channels[0], joint_norm=self.joint_norm)
 
     def _motion(self, channels: int) -> TemporalTransformer:
-        return TemporalTransformer(channels, self.motion_heads, joint_norm=False, positions=self.positions)
+        return TemporalTransformer(
+            channels, self.motion_heads, joint_norm=self.motion_joint_norm, positions=self.positions
+        )

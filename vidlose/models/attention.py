@@ -1,10 +1,12 @@
-"""Attention within one frame: every pixel with every pixel, and with the text."""
+"""Attention within one frame: every pixel with every pixel, with the text, and with an image's tokens."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidlose.models.frames import to_images, to_tokens
 from vidlose.models.layers import Context, FeedForward, FrameNorm
+
+TEXT_ROWS = 77  # of the text `[T L D]`; an image's tokens follow them
 
 
 class SelfAttention(nn.Module):
@@ -24,26 +26,45 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """`[N S C]` attends to T texts, each serving a run of N/T neighbouring frames."""
+    """`[N S C]` attends to T texts, each serving a run of N/T neighbouring frames.
+
+    image: the rows after the text's are an image's tokens, with keys and values of their own; what both
+    attentions find is added (Ye et al. 2023, IP-Adapter).
+    """
 
     index: int  # place in TextKeys, set by the network
 
-    def __init__(self, width: int, heads: int, text_width: int) -> None:
+    def __init__(self, width: int, heads: int, text_width: int, *, image: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(text_width, width, bias=False)
         self.to_v = nn.Linear(text_width, width, bias=False)
         self.to_out = nn.Linear(width, width)
+        self.to_k_ip = nn.Linear(text_width, width, bias=False) if image else None
+        self.to_v_ip = nn.Linear(text_width, width, bias=False) if image else None
 
-    def keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Text `[T L D]` -> key and value `[T heads L D]`."""
-        return split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)
+    def keys(self, text: Tensor) -> tuple[Tensor, ...]:
+        """Text `[T L D]` -> key and value `[T heads L D]`; then those of the image `[T heads L-77 D]`, if any.
+
+        Raises ValueError where an image is expected and none follows the text.
+        """
+        if self.to_k_ip is None or self.to_v_ip is None:
+            return split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)
+        if text.shape[1] <= TEXT_ROWS:
+            raise ValueError(f"text has {text.shape[1]} rows, expected {TEXT_ROWS} and an image's tokens after them")
+        words, image = text[:, :TEXT_ROWS], text[:, TEXT_ROWS:]
+        projected = self.to_k(words), self.to_v(words), self.to_k_ip(image), self.to_v_ip(image)
+        return tuple(split_heads(x, self.heads) for x in projected)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        k, v = context.text[self.index]
+        k, v, *image = context.text[self.index]
         q = split_heads(self.to_q(x).reshape(k.shape[0], -1, x.shape[-1]), self.heads)
-        return self.to_out(merge_heads(F.scaled_dot_product_attention(q, k, v)).reshape(x.shape))
+        out = F.scaled_dot_product_attention(q, k, v)
+        if image:
+            k, v = image
+            out = out + F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(merge_heads(out).reshape(x.shape))
 
 
 class SpatialTransformer(nn.Module):
@@ -52,14 +73,14 @@ class SpatialTransformer(nn.Module):
     A 1x1 convolution of the original is a linear layer here; the key tables restore its shape.
     """
 
-    def __init__(self, channels: int, heads: int, text_width: int) -> None:
+    def __init__(self, channels: int, heads: int, text_width: int, *, image: bool = False) -> None:
         super().__init__()
         self.norm = FrameNorm(channels, eps=1e-6, joint=False)
         self.proj_in = nn.Linear(channels, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = SelfAttention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = CrossAttention(channels, heads, text_width)
+        self.attn2 = CrossAttention(channels, heads, text_width, image=image)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
         self.proj_out = nn.Linear(channels, channels)

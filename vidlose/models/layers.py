@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vidlose.models.frames import fold, unfold
 
-TextKeys = list[tuple[Tensor, Tensor]]
-"""Key and value `[T heads L D]` of each cross-attention, in the order of the network's modules."""
+TextKeys = list[tuple[Tensor, ...]]
+"""Key and value `[T heads L D]` of each cross-attention, in the order of the network's modules; where images are
+read, the image's key and value follow."""
 
 
 @dataclass

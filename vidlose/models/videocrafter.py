@@ -1,4 +1,4 @@
-"""VideoCrafter 1 and 2, text to video: temporal transformers where there is spatial attention."""
+"""VideoCrafter 1 and 2, text and image to video: temporal transformers where there is spatial attention."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class VideoCrafter:
     """Facts of one VideoCrafter U-Net; the defaults are VideoCrafter2 at 320x512.
 
     head_width: channels of one head. temporal_conv: VideoCrafter2. relative: reach of the relative position
-    tables (VideoCrafter1: 16); longer windows clamp. The first temporal transformer has 8 heads of
-    `head_width` whatever the number of channels.
+    tables (VideoCrafter1: 16); longer windows clamp. image: tokens of an image follow the text's 77 rows
+    (image to video). The first temporal transformer has 8 heads of `head_width` whatever the number of channels.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -26,6 +26,7 @@ class VideoCrafter:
     temporal_conv: bool = True
     relative: int | None = None
     embeds_fps: bool = True
+    image: bool = False
     joint_norm: bool = False
 
     @property
@@ -50,7 +51,7 @@ class VideoCrafter:
     def _transformers(self, channels: int) -> Layers:
         heads = channels // self.head_width
         return {
-            "spatial": SpatialTransformer(channels, heads, self.text_width),
+            "spatial": SpatialTransformer(channels, heads, self.text_width, image=self.image),
             "temporal": self._temporal(channels, heads),
         }
 

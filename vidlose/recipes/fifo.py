@@ -28,8 +28,9 @@ from vidlose.recipes import prompts, runtime
 from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
-FREE = {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
-"""What a resumed run may say anew; everything else comes from the state."""
+FILES = {"model", "motion_module", "lora", "vae"}
+FREE = FILES | {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
+"""What a resumed run may say anew; everything else comes from the state. Files may have moved: their content counts."""
 FREE_IN_EXTENSION = {"prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
 """What a continuation into a new output may say besides."""
 
@@ -131,7 +132,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
 
     with Signals() as signals, runtime.memory_errors():
         runtime.settle_memory(device)
-        model = checkpoints.load(config.model)
+        model = checkpoints.load(config)
         fingerprint = model.fingerprint()
         if saved and saved.facts["fingerprint"] != fingerprint:
             raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
@@ -140,15 +141,17 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
         plan = method.plan(ladder, settled.frames, config.lookahead)
         given = None if config.start is None or saved else read_start(config.start, settled)
-        model.to(device, settled.torch_dtype)
+        model.ready(device, settled.torch_dtype)
 
         sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
         noise = SeededNoise(settled.seed, device)
         warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
         position = position_of(saved, config) if saved else Position()
 
+        image = None if config.image is None else runtime.read_image(config.image, settled)
+
         def condition(prompt: str) -> Condition:
-            return model.condition(prompt, config.negative, settled.fps_condition)
+            return model.condition(prompt, config.negative, settled.fps_condition, image)
 
         bound = lru_cache(maxsize=1)(lambda prompt: sampler.bind(condition(prompt)))  # time only moves forward
 

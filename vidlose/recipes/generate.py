@@ -31,11 +31,11 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
     device = runtime.device(config.device)
     with Signals() as signals, runtime.memory_errors():
         runtime.settle_memory(device)
-        model = checkpoints.load(config.model)
+        model = checkpoints.load(config)
         ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
         plans = [(run, settle(run, model, device)) for run in runs]
         fingerprint = model.fingerprint()
-        model.to(device, plans[0][1].torch_dtype)
+        model.ready(device, plans[0][1].torch_dtype)
         if folder:
             folder.mkdir(exist_ok=True)
         for index, (run, settled) in enumerate(plans):
@@ -105,7 +105,8 @@ def one(
     began = time.monotonic()
     width, height = model.latent_size(settled.width, settled.height)
     noise = SeededNoise(settled.seed, model.device)
-    denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition))
+    image = None if config.image is None else runtime.read_image(config.image, settled)
+    denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition, image))
 
     def progress(done: int, total: int) -> None:
         signals.check()

@@ -22,7 +22,9 @@ from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import SampleConfig
 from vidlose.errors import InputError, Interrupted, OutOfMemory, pick
 from vidlose.io.files import write_atomic
-from vidlose.io.video import FORMATS
+from vidlose.io.video import FORMATS, read_frames
+from vidlose.models.autoencoder import from_uint8
+from vidlose.models.image_encoder import stretch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -115,9 +117,16 @@ def settle(
         eta=eta if config.eta is None else config.eta,
         seed=seed(config.seed),
     )
+    model.check_image(config.image)
     model.latent_size(settled.width, settled.height)
     model.check_frames(settled.frames)
     return settled
+
+
+def read_image(source: str, settled: Settled) -> torch.Tensor:
+    """A picture (the first frame of a video), stretched to the run's size: pixels `[1 3 H W]` in -1..1."""
+    picture = torch.from_numpy(next(read_frames(source, limit=1)).copy())[None]
+    return stretch(from_uint8(picture), settled.height, settled.width)
 
 
 def default_output(prompt: str, seed: int, format: str | None) -> str:
@@ -194,7 +203,12 @@ def card(command: str, config: dict[str, Any], model: VideoModel, fingerprint: s
         "command": command,
         "version": __version__,
         "torch": str(torch.__version__),
-        "model": {"name": model.name, "family": model.family, "sha256": fingerprint},
+        "model": {
+            "name": model.name,
+            "family": model.family,
+            "sha256": fingerprint,
+            "files": {str(path): digest for path, digest in model.hashes.items()},
+        },
         "config": config,
     }
 
