@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check style bench clean
+.PHONY: demo test test-full check style bench clean
 
 demo: $(READY)  ## endless video from the default model, to out/demo.mp4
 	mkdir -p out
@@ -13,6 +13,9 @@ demo: $(READY)  ## endless video from the default model, to out/demo.mp4
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
+
+test-full: $(READY)  ## models of real size with random weights: 7 GB of disk, 10 GB of memory, minutes
+	VIDLOSE_TEST_FULL=1 $(BIN)/python -m pytest tests/full -s
 
 check: $(READY)  ## lint, types, tests; changes nothing
 	$(BIN)/ruff check .

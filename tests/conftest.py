@@ -1,4 +1,4 @@
-"""What tests share: goldens, replayed noise, the stub denoiser of the FIFO goldens, an oracle."""
+"""What tests share: goldens and their replayed runs, the stub denoiser of the FIFO goldens."""
 
 import json
 import os
@@ -10,8 +10,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.diffusion.denoiser import Condition
+from vidlose.diffusion.sampling import Sampler
 
 HERE = Path(__file__).parent / "goldens"
 BESIDE = Path(__file__).parents[2] / "shared" / "goldens"
@@ -67,6 +71,42 @@ class Stub:
 @pytest.fixture
 def replay() -> type[Replay]:
     return Replay
+
+
+@pytest.fixture(scope="session")
+def videocrafter_file(golden: Callable[[str], SimpleNamespace], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`videocrafter_file("vc2_tiny")`: the golden as a checkpoint, which names the heads its shapes do not tell."""
+    folder = tmp_path_factory.mktemp("videocrafter")
+
+    def write(name: str) -> Path:
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            save_file(load_file(golden(f"videocrafter_full/{name}/model").file), path, {"text_heads": "2"})
+        return path
+
+    return write
+
+
+@pytest.fixture
+def trajectories(golden: Callable[[str], SimpleNamespace]) -> Callable[..., dict[str, tuple[Tensor, Tensor]]]:
+    """`trajectories(model, "vc2_tiny", "ddim", "every")`: by case, where replayed DDIM runs of a VideoCrafter golden
+    end and where they should, both divided by the original's deviation."""
+
+    def run(model: VideoModel, name: str, file: str, spacing: str) -> dict[str, tuple[Tensor, Tensor]]:
+        ends = {}
+        g = golden(f"videocrafter_full/{name}/{file}")
+        for case, facts in g.note.items():
+            t = {key.removeprefix(f"{case}."): value for key, value in g.tensors.items()}
+            ladder = model.schedule.ladder(spacing, facts["S"])
+            assert torch.equal(ladder.timestep[-len(t["timesteps"]) :], t["timesteps"])
+            sampler = Sampler(model.denoiser(), ladder, guidance=facts["cfg_scale"], eta=facts["eta"])
+            condition = Condition(t["context"], t["uncond_context"], facts["fps"])
+            with torch.no_grad():
+                out = sampler.clip(sampler.bind(condition), t["x_T"], Replay(t["noise"]))
+            ends[case] = out / facts["out_std"], t["out"] / facts["out_std"]
+        return ends
+
+    return run
 
 
 @pytest.fixture

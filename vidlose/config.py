@@ -15,6 +15,30 @@ NORM_MODES = ("auto", "original", "diffusers")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LIMIT = 2**31 - 1
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+LOSS_OPERATORS = ("mse", "diff", "diff_naive", "star", "diff_p", "multistride", "spectral")
+LOSSES = (*LOSS_OPERATORS, "mix", "alternate", "product")
+LOSS_SPACES = ("native", "eps", "v", "x0")
+PENALTIES = ("square", "abs", "huber")
+SKIP_SCALES = ("off", "learned", "annealed")
+NORMALISERS = ("none", "trace", "lmax")
+ANCHORS = ("sample", "batch", "first", "expected")
+WEIGHTINGS = ("uniform", "min-snr", "truncated-snr", "sqrt-snr", "vdm-v")
+CAPTION_POLICIES = ("require", "empty", "name")
+BAD_FILES = ("error", "warn")
+CLIPS = ("auto", "random", "start", "middle", "uniform", "every")
+CROPS = ("center", "random")
+CACHE_DTYPES = ("fp16", "fp32")
+TRAINS = ("motion", "motion-lora", "spatial", "full")
+INITS = ("pretrained", "random")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+LR_SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
+LEVELS = ("shared", "independent", "diagonal")
+PREDICTIONS = ("eps", "v", "x0")
+EXPORTS = ("original", "diffusers", "lora", "none")
+TRACKERS = ("none", "tensorboard", "wandb")
+FORMS = ("original", "diffusers", "lora")
+KEPT_DTYPES = ("keep", "fp32", "bf16", "fp16")
+RANK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +87,7 @@ class SampleConfig(ModelConfig):
         between(self, "crf", 0, 51)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "guidance_scale", -1000, 1000)
-        for knob in fields(self):
-            if "\0" in str(getattr(self, knob.name)):
-                raise InputError(f"{flag(knob.name)} holds a zero byte")
+        no_zero_bytes(self)
         if self.output == "":
             raise InputError("--output is empty: give FILE, FOLDER/ or -")
         choice(self, "device", DEVICES)
@@ -126,6 +148,60 @@ class FifoConfig(SampleConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from: files, and how clips are cut from them.
+
+    data: folders, tables, videos; without any, clips of the world are drawn. data_root: what relative paths in a
+    table are relative to, its own folder where it is None. captions: what stands for one that is missing.
+    stride: frames from one to the next, 1 where fps, which resamples, is not given either. clips: of every video,
+    auto is every one where a video is given by itself, else random; clips_per_video: of random and uniform.
+    clip_step: frames between the starts of every clip, a clip's own where it is None. cut_threshold: the change, in
+    percent of white and above that of the frames around, that no clip crosses; off where it is None or 0.
+    flip: how often a clip is mirrored, which turns its left and right around and not its caption's.
+    cache: the folder of latents and texts; cache_step: only every so many frames of a video are in it.
+    """
+
+    data: list[str] = field(default_factory=list)
+    data_root: str | None = None
+    captions: str = "require"
+    bad_files: str = "error"
+    frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    stride: int | None = None
+    fps: float | None = None
+    clips: str = "auto"
+    clips_per_video: int = 1
+    clip_step: int | None = None
+    cut_threshold: float | None = 10.0
+    crop: str = "center"
+    flip: float = 0.0
+    cache: str | None = None
+    cache_dtype: str = "fp16"
+    cache_step: int = 1
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        choice(self, "captions", CAPTION_POLICIES)
+        choice(self, "bad_files", BAD_FILES)
+        choice(self, "clips", CLIPS)
+        choice(self, "crop", CROPS)
+        choice(self, "cache_dtype", CACHE_DTYPES)
+        positive(self, "frames", "stride", "clips_per_video", "clip_step", "cache_step")
+        positive(self, "width", "height", limit=2**14)
+        positive(self, "workers", limit=64)
+        between(self, "fps", 0.01, 1000)
+        between(self, "cut_threshold", 0, 100)
+        between(self, "flip", 0, 1)
+        if self.stride is not None and self.fps is not None:
+            raise UsageError("--stride counts frames and --fps resamples them: give one of the two")
+        if self.cache is not None and self.crop == "random":
+            raise UsageError("the cache holds one crop of each video: --crop random and --cache exclude each other")
+        if self.cache_step > 1 and (self.fps is not None or (self.stride or 1) % self.cache_step):
+            raise UsageError(f"--cache-step {self.cache_step} keeps too few frames: give a --stride that it divides")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """`vidlose world`: a data set of procedural clips."""
 
@@ -140,6 +216,288 @@ class WorldConfig:
     def __post_init__(self) -> None:
         positive(self, "clips", "frames", "size", "fps")
         between(self, "seed", 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """`vidlose convert`: weights in another form. base: what the input was tuned from. rank: of a LoRA drawn from the
+    two, RANK where it is None."""
+
+    input: str
+    to: str
+    output: str | None = None
+    base: str | None = None
+    rank: int | None = None
+    dtype: str = "keep"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        no_zero_bytes(self)
+        if self.to not in FORMS:
+            raise InputError(f"--to is {self.to!r}; choose from {', '.join(FORMS)}")
+        choice(self, "dtype", KEPT_DTYPES)
+        positive(self, "rank")
+        if self.base is not None and self.to != "lora":
+            raise UsageError(f"--base is what a LoRA is drawn from, and goes with --to lora, not --to {self.to}")
+        if self.rank is not None and self.base is None:
+            raise UsageError("--rank is of a LoRA drawn from two models: give --base too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """`vidlose info`: a weights file, a folder or a hub id. scan: read all of it, for NaN and hashes."""
+
+    file: str
+    scan: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise InputError("FILE is empty: give a file, a folder or a hub id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises: a penalty of what a frame operator makes of the error, weighted by noise level.
+
+    loss_space: where the error is taken; native is the network's own. normalise: what divides the operator's form,
+    trace (white errors then weigh as in mse), lmax (no error weighs more) or none. anchor: the frame whose place
+    counts, drawn per sample or batch, the first, or the mean over all; anchor_weight multiplies it before the
+    penalty. weighting: of the noise levels; None is uniform in the loss's space, and min-snr in x0. mix_weight: the
+    share of mix_with beside mse, which rises from 0 over the first mix_warmup of training and falls back over the
+    last mix_anneal. spectral_weights: from the slowest frequency to the fastest, at equal steps, linear in between.
+    """
+
+    loss: str = "mix"
+    loss_space: str = "native"
+    penalty: str = "square"
+    huber_delta: float = 1.0
+    normalise: str = "trace"
+    anchor: str = "sample"
+    anchor_weight: float = 1.0
+    weighting: str | None = None
+    snr_gamma: float = 5.0
+    mix_with: str = "diff"
+    mix_weight: float = 0.5
+    mix_warmup: float = 0.1
+    mix_anneal: float = 0.0
+    diff_order: int = 2
+    strides: list[int] = field(default_factory=lambda: [1, 2, 4])
+    spectral_weights: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        choice(self, "loss", LOSSES)
+        choice(self, "mix_with", LOSS_OPERATORS[1:])
+        choice(self, "loss_space", LOSS_SPACES)
+        choice(self, "penalty", PENALTIES)
+        choice(self, "normalise", NORMALISERS)
+        choice(self, "anchor", ANCHORS)
+        if self.weighting is not None:
+            choice(self, "weighting", WEIGHTINGS)
+        positive(self, "huber_delta", "anchor_weight", "snr_gamma", "diff_order")
+        between(self, "diff_order", 1, 8)
+        for name in ("mix_weight", "mix_warmup", "mix_anneal"):
+            between(self, name, 0, 1)
+        if self.loss == "diff_naive" or self.loss == "mix" and self.mix_with == "diff_naive" and self.mix_weight == 1:
+            raise InputError(
+                "diff_naive alone cannot see a shift of the whole clip; use it in mix: --loss mix --mix-with diff_naive"
+            )
+        if self.mix_warmup + self.mix_anneal > 1:
+            raise InputError("--mix-warmup and --mix-anneal together exceed the training")
+        if not self.strides or min(self.strides) < 1:
+            raise InputError(f"--strides is {self.strides}; give distances of 1 frame or more")
+        if not all(0 < weight <= LIMIT for weight in self.spectral_weights):
+            raise InputError(f"--spectral-weights is {self.spectral_weights}; every weight must be greater than 0")
+        mixes = self.loss in ("mix", "alternate")
+        if (self.mix_with if mixes else self.loss) == "spectral" and not self.spectral_weights:
+            raise InputError("the spectral loss needs --spectral-weights, from the slowest frequency to the fastest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityConfig:
+    """What keeps training stable: tools on the network, and guards, whose thresholds these are.
+
+    tool_blocks: where tools stand; None is wherever parameters train. block_lr: `BLOCK=FACTOR` each. tool_lr: factor
+    on the rate of parameters that only tools have. probe_every: steps between two looks at attention, probe_pixels
+    per clip. qk_clip: None is on, unless sigma-reparam or QK-norm bounds the logits already. qk_norm_steps: over
+    which it is faded in; 0 is at once. skip_kappa: the annealed scale's base, reached after the first skip_anneal of
+    training. entropy_hinge: its weight; entropy_slack: how far entropy may fall for free, as a share of its start.
+
+    A step is a spike, and skipped, when the logarithm of the gradient's norm is beyond the median of spike_window
+    steps by spike_mads times their median deviation, and the norm by spike_norm; or the loss beyond spike_loss times
+    what is usual at its noise levels (forgotten at loss_decay). After spike_limit spikes in spike_span steps the block
+    to blame has its rate multiplied by spike_factor. A block collapses when its entropy falls to collapse_ratio within
+    collapse_span steps, and collapse_speed times as fast as before them. Beyond blowup_ratio times the usual loss for
+    blowup_steps steps, or at a number that is not finite, an older state returns: of ring_size, taken every ring_every
+    steps without alarm in the last ring_quiet, and ring_age old.
+    """
+
+    tool_blocks: str | None = None
+    block_lr: list[str] = field(default_factory=list)
+    tool_lr: float = 1.0
+    probe_every: int = 50
+    probe_pixels: int = 64
+    qk_clip: bool | None = None
+    qk_clip_factor: float = 1.5
+    qk_clip_floor: float = 30.0
+    sigma_reparam: bool = False
+    qk_norm: bool = False
+    qk_norm_steps: int = 1000
+    skip_scale: str = "off"
+    skip_kappa: float = 0.8
+    skip_anneal: float = 0.2
+    entropy_hinge: float = 0.0
+    entropy_slack: float = 0.3
+
+    guards: bool = True
+    spike_window: int = 100
+    spike_mads: float = 6.0
+    spike_norm: float = 2.0
+    spike_loss: float = 3.0
+    loss_decay: float = 0.99
+    spike_limit: int = 3
+    spike_span: int = 50
+    spike_factor: float = 0.5
+    collapse_ratio: float = 0.5
+    collapse_span: int = 200
+    collapse_speed: float = 3.0
+    collapse_factor: float = 0.3
+    collapse_freeze: bool = False
+    blowup_ratio: float = 10.0
+    blowup_steps: int = 20
+    ring_size: int = 3
+    ring_every: int = 50
+    ring_age: int = 50
+    ring_quiet: int = 100
+    restores: int = 3
+    restore_factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        choice(self, "skip_scale", SKIP_SCALES)
+        positive(self, "probe_every", "probe_pixels", "qk_clip_factor", "qk_clip_floor", "skip_kappa", "skip_anneal")
+        positive(self, "spike_window", "spike_mads", "spike_limit", "spike_span", "collapse_span", "collapse_speed")
+        positive(self, "blowup_steps", "ring_size", "ring_every", "ring_age")
+        for name in ("skip_kappa", "skip_anneal", "entropy_slack", "spike_factor", "collapse_ratio", "collapse_factor"):
+            between(self, name, 0, 1)
+        for name in ("tool_lr", "qk_norm_steps", "entropy_hinge", "ring_quiet", "restores"):
+            between(self, name, 0, LIMIT)
+        between(self, "restore_factor", 0, 1)
+        between(self, "loss_decay", 0, 0.99999)
+        for name in ("spike_norm", "spike_loss", "blowup_ratio"):
+            between(self, name, 1.01, LIMIT)
+        self.block_factors()
+        if self.qk_clip and (self.sigma_reparam or self.qk_norm):
+            raise UsageError("--qk-clip scales weights that --sigma-reparam and --qk-norm normalise: take one of them")
+
+    @property
+    def clips(self) -> bool:
+        """Is QK-clip on?"""
+        return not (self.sigma_reparam or self.qk_norm) if self.qk_clip is None else self.qk_clip
+
+    def block_factors(self) -> dict[str, float]:
+        """`up=0.3` -> {"up": 0.3}. Raises InputError."""
+        factors = {}
+        for entry in self.block_lr:
+            block, _, number = entry.partition("=")
+            try:
+                factor = float(number)
+            except ValueError:
+                factor = -1
+            if not block or not 0 <= factor <= LIMIT:
+                raise InputError(f"--block-lr is {entry!r}; give BLOCK=FACTOR, as in up=0.3")
+            factors[block] = factor
+        return factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
+    """`vidlose finetune`. batch_size: samples of one process at once; a step takes accumulate of them.
+
+    prediction: what the network is to say, None is as it does. train: which layers of `blocks` train. ema: decay of
+    the averaged weights, 0 is none. levels: noise levels within a clip, for this share of the clips, levels_share;
+    the others have one level. held_out: clips kept from training, that every validate_every steps are measured on.
+    """
+
+    output: str | None = None
+    blocks: str = "down,mid,up"
+    train: str = "motion"
+    lora_rank: int = 32
+    lora_alpha: float | None = None
+    init: str = "pretrained"
+    train_text_encoder: bool = False
+    prediction: str | None = None
+    steps: int = 1000
+    batch_size: int = 1
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    muon_rate: float = 0.01
+    lr_schedule: str = "constant"
+    warmup_steps: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+    caption_dropout: float = 0.1
+    noise_offset: float = 0.0
+    zero_terminal_snr: bool = False
+    levels: str = "shared"
+    levels_share: float = 1.0
+    levels_partitions: int = 4
+    gradient_checkpointing: bool = False
+    held_out: int = 4
+    validate_every: int = 100
+    sample_every: int = 500
+    sample_prompts: list[str] = field(default_factory=list)
+    save_every: int = 250
+    keep: int = 3
+    export: list[str] = field(default_factory=lambda: ["original"])
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    track: str = "none"
+
+    def __post_init__(self) -> None:
+        for kind in (ModelConfig, DataConfig, LossConfig, StabilityConfig):
+            kind.__post_init__(self)
+        no_zero_bytes(self)
+        for name, choices in (
+            ("train", TRAINS),
+            ("init", INITS),
+            ("optimizer", OPTIMIZERS),
+            ("lr_schedule", LR_SCHEDULES),
+            ("levels", LEVELS),
+            ("device", DEVICES),
+            ("dtype", DTYPES),
+            ("track", TRACKERS),
+        ):
+            choice(self, name, choices)
+        if self.prediction is not None:
+            choice(self, "prediction", PREDICTIONS)
+        for form in self.export:
+            if form not in EXPORTS:
+                raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")
+        positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate", "levels_partitions")
+        positive(self, "validate_every", "sample_every", "save_every", "keep")
+        for name in ("beta1", "beta2", "weight_decay", "ema", "caption_dropout", "levels_share"):
+            between(self, name, 0, 1)
+        for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out"):
+            between(self, name, 0, LIMIT)
+        between(self, "seed", 0, 2**63 - 1)
+        if self.lora_rank < 1:
+            raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
+        if self.init == "random" and self.train != "full":
+            raise InputError("--init random forgets the whole network, so that all of it must train: --train full")
+        if self.train_text_encoder and self.train != "full":
+            raise InputError("--train-text-encoder goes with --train full")
+        if self.train == "motion-lora" and set(self.export) - {"lora", "original"}:
+            raise InputError("--train motion-lora exports a lora, or original with its update merged")
+        if "lora" in self.export and self.train != "motion-lora":
+            raise InputError("--export lora goes with --train motion-lora")
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field, for the file beside the run."""
+        return asdict(self)
 
 
 def flag(name: str) -> str:
@@ -158,6 +516,12 @@ def between(config: Any, name: str, low: float, high: float) -> None:
     value = getattr(config, name)
     if value is not None and not low <= value <= high:
         raise InputError(f"{flag(name)} is {value}; it must lie between {low} and {high}")
+
+
+def no_zero_bytes(config: Any) -> None:
+    for knob in fields(config):
+        if "\0" in str(getattr(config, knob.name)):
+            raise InputError(f"{flag(knob.name)} holds a zero byte")
 
 
 def choice(config: Any, name: str, choices: tuple[str, ...]) -> None:

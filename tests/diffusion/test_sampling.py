@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidlose.checkpoints import keymap, videocrafter
+from vidlose import checkpoints
+from vidlose.config import ModelConfig
 from vidlose.diffusion.denoiser import PREDICTIONS, Condition, Denoiser, Prediction
 from vidlose.diffusion.sampling import Sampler, SeededNoise, ddim_step
 from vidlose.diffusion.schedule import NoiseSchedule, per_frame
-from vidlose.models.unet import UNet
-from vidlose.models.videocrafter import VideoCrafter
 
 SCHEDULE = NoiseSchedule.of("scaled_linear", scale_to=0.7)
 
@@ -94,52 +93,32 @@ def test_guidance_runs_one_batch_and_mixes(stub):
     assert batches == [4, 2]
 
 
-def full_model(golden, name: str) -> UNet:
-    facts = VideoCrafter(
-        channels=(32, 64),
-        blocks=1,
-        head_width=16,
-        text_width=16,
-        attention=(True, True),
-        temporal_conv=name == "vc2_tiny",
-        relative=None if name == "vc2_tiny" else 4,
-        embeds_fps=name != "vc1_512_tiny",
+@pytest.fixture
+def full_model(videocrafter_file):
+    """A golden of VideoCrafter, as a user would load it."""
+    return lambda name: checkpoints.load(ModelConfig(model=str(videocrafter_file(name)))).ready(
+        torch.device("cpu"), torch.float32
     )
-    unet = UNet(facts).eval()
-    weights = golden(f"videocrafter_full/{name}/model").tensors
-    weights = {key: value for key, value in weights.items() if key.startswith("model.diffusion_model.")}
-    keymap.load(unet, weights, videocrafter.unet_table(unet), name)
-    return unet
 
 
 @pytest.mark.parametrize(
-    ("name", "scale_to", "file", "spacing"),
+    ("name", "file", "spacing"),
     [
-        ("vc2_tiny", 0.7, "ddim", "every"),
-        ("vc2_tiny", 0.7, "ddim_fifofork", "linspace"),
-        ("vc1_1024_tiny", 0.3, "ddim", "every"),
-        ("vc1_512_tiny", None, "ddim", "every"),
+        ("vc2_tiny", "ddim", "every"),
+        ("vc2_tiny", "ddim_fifofork", "linspace"),
+        ("vc1_1024_tiny", "ddim", "every"),
+        ("vc1_512_tiny", "ddim", "every"),
     ],
 )
-@torch.no_grad()
-def test_trajectories_of_videocrafter(golden, replay, name, scale_to, file, spacing):
-    g = golden(f"videocrafter_full/{name}/{file}")
-    denoiser = Denoiser(full_model(golden, name))
-    schedule = NoiseSchedule.of("scaled_linear", scale_to=scale_to)
-    for case, facts in g.note.items():
-        t = {key.removeprefix(f"{case}."): value for key, value in g.tensors.items()}
-        ladder = schedule.ladder(spacing, facts["S"])
-        assert torch.equal(ladder.timestep[-len(t["timesteps"]) :], t["timesteps"])
-        sampler = Sampler(denoiser, ladder, guidance=facts["cfg_scale"], eta=facts["eta"])
-        condition = Condition(t["context"], t["uncond_context"], facts["fps"])
-        out = sampler.clip(sampler.bind(condition), t["x_T"], replay(t["noise"]))
-        torch.testing.assert_close(out, t["out"], atol=1e-4 * facts["out_std"], rtol=0)
+def test_trajectories_of_videocrafter(full_model, trajectories, name, file, spacing):
+    for found, expected in trajectories(full_model(name), name, file, spacing).values():
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_one_step_of_fifo(golden):
+def test_one_step_of_fifo(golden, full_model):
     t = golden("videocrafter_full/vc2_tiny/fifo_onestep").tensors
-    denoiser = Denoiser(full_model(golden, "vc2_tiny"))
+    denoiser = full_model("vc2_tiny").denoiser()
     ladder = SCHEDULE.ladder("linspace", 8, scaled=False)
     for eta in (0.0, 1.0):
         for part in ("head", "tail"):

@@ -102,12 +102,11 @@ def test_probe_hears_every_temporal_attention():
     unet = small("animatediff-v2")
     heard = {}
     x, timestep, text = inputs()
-    out = unet(x, timestep, text, probe=lambda layer, entropy: heard.__setitem__(layer, entropy))
-    torch.testing.assert_close(out, unet(x, timestep, text), atol=2e-5, rtol=0)
+    out = unet(x, timestep, text, probe=lambda layer, q, k: heard.__setitem__(layer, (q, k)))
+    assert torch.equal(out, unet(x, timestep, text))  # on the fused path as ever
     layers = [module for module in unet.modules() if isinstance(module, TemporalAttention)]
     assert heard.keys() == set(layers) and len(layers) == 2 * 13
-    limit = torch.log(torch.tensor(4.0)) + 1e-5
-    assert all((entropy >= 0).all() and (entropy <= limit).all() for entropy in heard.values())
+    assert all(q.shape == k.shape == (2, 4, q.shape[2], layer.to_q.out_features) for layer, (q, k) in heard.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vidlose.checkpoints import animatediff, lora, random, videocrafter
-from vidlose.checkpoints.files import Weights, open_weights
+from vidlose.checkpoints.files import Weights, first_line, open_weights
 from vidlose.checkpoints.keymap import Table
-from vidlose.checkpoints.lora import Update
+from vidlose.checkpoints.lora import Targets, Update
 from vidlose.checkpoints.recognise import expect
 from vidlose.checkpoints.source import config_of, locate, open_part
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import ModelConfig
-from vidlose.errors import InputError
+from vidlose.errors import CheckpointError, InputError, VidloseError
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
 
@@ -28,22 +28,39 @@ def load(config: ModelConfig) -> VideoModel:
     if kind == "random":
         model = _random(config, family)
     else:
-        path = locate(config.model)
-        if path.is_dir() and (path / "model.ckpt").is_file():
-            path = path / "model.ckpt"
-        if path.is_dir() or expect(open_weights(path), WHOLE, "--model") == "sd15":
-            model = animatediff.open_model(path, config)
-        else:
-            model = videocrafter.open_model(path, config)
-    for part in model.unread:
-        part.check()
+        try:
+            model = _open(config)
+        except VidloseError:
+            raise
+        except Exception as error:  # odd sizes and configs: whatever layers raise that cannot be made of them
+            given = " with ".join(filter(None, (config.model, config.motion_module, config.vae)))
+            raise CheckpointError(f"{given}: no network can be made of these sizes: {first_line(error)}") from error
     files = dict.fromkeys(part.tensors.path for part in model.unread if isinstance(part.tensors, Weights))
-    loras = [_lora(spec, model) for spec in config.lora]
+    # One set of targets, as updates of one weight are summed by them.
+    targets = lora.targets(model.unet, *names(model.unet), text=model.text_encoder.clip) if config.lora else {}
+    loras = [_lora(spec, targets) for spec in config.lora]
     return replace(
         model,
         files=(*((path, 1.0) for path in files), *((path, weight) for path, _, weight in loras)),
         loras=tuple((updates, weight) for _, updates, weight in loras),
     )
+
+
+def _open(config: ModelConfig) -> VideoModel:
+    """From files, without LoRAs; every name and shape is checked."""
+    path = locate(config.model)
+    if path.is_dir() and not (path / "model.ckpt").is_file():
+        model = animatediff.open_model(animatediff.open_folder(path), config)
+    else:
+        weights = open_weights(path / "model.ckpt" if path.is_dir() else path)
+        kind = expect(weights, WHOLE, "--model")
+        if kind == "sd15":
+            model = animatediff.open_model(animatediff.open_single(weights), config)
+        else:
+            model = videocrafter.open_model(weights, kind, config)
+    for part in model.unread:
+        part.check()
+    return fitting(model)
 
 
 def _random(config: ModelConfig, family: str) -> VideoModel:
@@ -57,8 +74,8 @@ def _random(config: ModelConfig, family: str) -> VideoModel:
     return random.load(family) if family else random.load()
 
 
-def _lora(spec: str, model: VideoModel) -> tuple[Path, list[Update], float]:
-    """`PATH[:WEIGHT]` -> its file, its updates of this model, and the weight."""
+def _lora(spec: str, targets: Targets) -> tuple[Path, list[Update], float]:
+    """`PATH[:WEIGHT]` -> its file, its updates of these targets, and the weight."""
     name, colon, number = spec.rpartition(":")
     weight = 1.0
     if colon and not Path(spec).exists():
@@ -71,8 +88,20 @@ def _lora(spec: str, model: VideoModel) -> tuple[Path, list[Update], float]:
     path = locate(name)
     tensors = open_part(path)
     expect(tensors, ("lora", "motion-lora"), "--lora")
-    targets = lora.targets(model.unet, *names(model.unet), text=model.text_encoder.clip)
     return tensors.path, lora.read(tensors, str(tensors.path), targets, config_of(path)), weight
+
+
+def fitting(model: VideoModel) -> VideoModel:
+    """The model itself. Raises CheckpointError where its parts do not fit one another, as files of several may not."""
+    family, image = model.unet.family, model.image_encoder
+    for part, width, expected in (
+        ("autoencoder", model.vae.channels, family.latent_channels),
+        ("text encoder", model.text_encoder.config.width, family.text_width),
+        ("image encoder", image.config.head.text_width if image else family.text_width, family.text_width),
+    ):
+        if width != expected:
+            raise CheckpointError(f"{model.name}: its {part} gives {width} channels, its U-Net reads {expected}")
+    return model
 
 
 def names(unet: UNet) -> tuple[Table, ...]:

@@ -1,5 +1,6 @@
 """AnimateDiff's files: Stable Diffusion 1.5, in diffusers' names or latent-diffusion's, and a motion module."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Size
 from vidlose.checkpoints import clip, ldm
 from vidlose.checkpoints.autoencoder import PREFIX as VAE_PREFIX
 from vidlose.checkpoints.autoencoder import open_autoencoder
-from vidlose.checkpoints.files import Weights, open_weights
+from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Modules, Part, Table, expand, leaves, summary
 from vidlose.checkpoints.ldm import PLAIN, Layout
 from vidlose.checkpoints.recognise import expect, motion_form, motion_version
@@ -101,11 +102,12 @@ class Motion:
     weights: Weights
 
 
-def open_model(path: Path, config: ModelConfig) -> VideoModel:
-    """A Stable Diffusion 1.5 base, a folder or one file, with the config's motion module. Raises CheckpointError."""
-    base = open_folder(path) if path.is_dir() else open_single(path)
+def open_model(base: Base, config: ModelConfig) -> VideoModel:
+    """A Stable Diffusion 1.5 base with the config's motion module. Raises CheckpointError."""
     if config.motion_module is None:
-        raise CheckpointError(f"{path} is a Stable Diffusion 1.5 base, of single pictures: give a --motion-module too")
+        raise CheckpointError(
+            f"{config.model} is a Stable Diffusion 1.5 base, of single pictures: give a --motion-module too"
+        )
     motion = open_motion(locate(config.motion_module))
     norms = motion.form if config.norm_mode == "auto" else config.norm_mode
     with torch.device("meta"):
@@ -116,7 +118,7 @@ def open_model(path: Path, config: ModelConfig) -> VideoModel:
     computed = frozenset(key.name for name, key in motion_names.items() if name.endswith(".positions"))
     vae = open_vae(locate(config.vae)) if config.vae else base.vae
     if vae is None:
-        raise CheckpointError(f"{path} has no autoencoder: give one with --vae")
+        raise CheckpointError(f"{config.model} has no autoencoder: give one with --vae")
     parts = (
         Part(unet, base.unet, base_names, str(base.unet.path)),
         Part(unet, motion.weights, motion_names, str(motion.weights.path), optional=computed),
@@ -136,24 +138,22 @@ def open_model(path: Path, config: ModelConfig) -> VideoModel:
     )
 
 
-def open_single(path: Path) -> Base:
-    """Stable Diffusion 1.5 in one file, in latent-diffusion's names."""
-    weights = open_weights(path)
-    expect(weights, ("sd15",), "--model")
+def open_single(weights: Weights) -> Base:
+    """Stable Diffusion 1.5 in one file, in latent-diffusion's names. Raises CheckpointError."""
+    what = str(weights.path)
     # Averaged copies of the weights, and numbers of the schedule, of which the family has its own.
     weights = weights.renamed(lambda name: None if name.startswith("model_ema.") or "." not in name else name)
     prefixes = (ldm.PREFIX, VAE_PREFIX, clip.LDM_PREFIX)
     if strangers := {name for name in weights if not name.startswith(prefixes)}:
-        raise CheckpointError(f"{path}: {len(strangers)} tensors unexpected: {summary(strangers)}")
+        raise CheckpointError(f"{what}: {len(strangers)} tensors unexpected: {summary(strangers)}")
     unet, vae, text = (weights.under(prefix) for prefix in prefixes)
-    layout = _square(ldm.layout(unet.shapes, str(path)), path)
     return Base(
-        layout,
+        _square(ldm.layout(unet.shapes, what), what),
         heads=int(weights.metadata.get("heads", 8)),
         unet=unet,
         is_ldm=True,
-        vae=open_autoencoder(vae, None, str(path)) if vae else None,
-        text=clip.open_text_encoder(text, _text_facts(weights), str(path)),
+        vae=open_autoencoder(vae, None, what) if vae else None,
+        text=clip.open_text_encoder(text, _text_facts(weights), what),
     )
 
 
@@ -167,7 +167,7 @@ def open_folder(path: Path) -> Base:
     text, vae = open_part(path / "text_encoder"), path / "vae"
     heads = config_of(path / "unet").get("attention_head_dim", 8)  # diffusers' name for the number of heads
     return Base(
-        _square(layout(unet.shapes, str(unet.path)), unet.path),
+        _square(layout(unet.shapes, str(unet.path)), str(unet.path)),
         heads=heads if isinstance(heads, int) else heads[0],
         unet=unet,
         is_ldm=False,
@@ -184,28 +184,44 @@ def open_vae(path: Path) -> tuple[FrameAutoencoder, Part]:
     return open_autoencoder(weights, config_of(path), str(weights.path))
 
 
-def open_motion(path: Path) -> Motion:
+def open_motion(path: Path, option: str = "--motion-module") -> Motion:
     """A motion module in any form, alone or in a trainer's file of the whole network. Raises CheckpointError."""
     weights = open_part(path)
-    kind = expect(weights, ("motion", "motion-adapter", "motion-trainer"), "--motion-module")
+    kind = expect(weights, ("motion", "motion-adapter", "motion-trainer"), option)
     if kind == "motion-trainer":
         weights = weights.renamed(lambda name: name if ".motion_modules." in name else None)
-    config = config_of(path)
-    form, frames = motion_form(weights.shapes), config.get("motion_max_seq_length")
-    version = motion_version(weights.shapes, frames)
+    config, what = config_of(path), str(weights.path)
+    for name, usual in (("motion_norm_num_groups", 32), ("conv_in_channels", None)):
+        if config.get(name, usual) != usual:
+            raise CheckpointError(f"{what}: no AnimateDiff module, its config has {name} {config[name]}, not {usual}")
+    tables = {name: shape for name, shape in weights.shapes.items() if name.endswith(".pe")}
+    if odd := next((name for name, shape in tables.items() if len(shape) != 3), None):
+        raise CheckpointError(f"{what}: {odd} is {tuple(tables[odd])}, and a position table has three axes")
+    frames = config.get("motion_max_seq_length")
+    frames = None if frames is None else _number(frames, "motion_max_seq_length", what)
+    form, version = motion_form(weights.shapes), motion_version(weights.shapes, frames)
     if form is None or version is None:
         raise CheckpointError(
-            f"{weights.path} has no position tables, and no config beside it says if it is AnimateDiff v1 or v3"
+            f"{what} has no position tables, and no config beside it says if it is AnimateDiff v1 or v3"
         )
-    length = next((shape[1] for name, shape in weights.shapes.items() if name.endswith(".pe")), frames)
+    length = next((shape[1] for shape in tables.values()), frames) or POSITIONS[version]
     heads = config.get("motion_num_attention_heads", weights.metadata.get("motion_heads", 8))
-    return Motion(form, version, length or POSITIONS[version], int(heads), weights)
+    return Motion(form, version, length, _number(heads, "motion_num_attention_heads", what), weights)
 
 
-def _square(layout: Layout, path: Path) -> Layout:
+def _number(value: object, name: str, what: str) -> int:
+    """Of a config or a header, where a list has one for every level. Raises CheckpointError for what is none, and for
+    levels that differ."""
+    texts = {str(one) for one in value} if isinstance(value, list) else {str(value)}
+    if len(texts) != 1 or not re.fullmatch("[1-9][0-9]{0,5}", text := texts.pop()):
+        raise CheckpointError(f"{what}: {name} is {str(value)[:60]}, and must be one whole number")
+    return int(text)
+
+
+def _square(layout: Layout, what: str) -> Layout:
     """Raises CheckpointError for a U-Net that takes more than it gives: masks, pictures, depth."""
     if layout.channels_in != layout.channels_out:
-        raise CheckpointError(f"{path}: its U-Net takes {layout.channels_in} channels and gives {layout.channels_out}")
+        raise CheckpointError(f"{what}: its U-Net takes {layout.channels_in} channels and gives {layout.channels_out}")
     return layout
 
 

@@ -56,7 +56,7 @@ def open_autoencoder(tensors: Weights, config: Mapping[str, Any] | None, what: s
         )
     if config.get("shift_factor"):
         raise CheckpointError(f"{what}: its latents are shifted (shift_factor): an autoencoder of another model family")
-    table = _ldm_table(kl, len(channels), layers) if is_ldm else same(kl)
+    table = ldm_table(kl, len(channels), layers) if is_ldm else same(kl)
     return FrameAutoencoder(kl, config.get("scaling_factor", SCALING)), Part(kl, tensors, table, what, fp32=True)
 
 
@@ -87,7 +87,7 @@ def _layout(shapes: Mapping[str, Size], is_ldm: bool, what: str) -> tuple[tuple[
     return tuple(channels), layers, out[0] // 2, attends
 
 
-def _ldm_table(kl: "AutoencoderKL", levels: int, layers: int) -> Table:
+def ldm_table(kl: "AutoencoderKL", levels: int, layers: int) -> Table:
     """diffusers' names -> latent-diffusion's; the decoder's levels are counted from the other end."""
     modules: dict[str, tuple[str, Leaves]] = {}
     plain: Leaves = {"": Key("")}

@@ -40,7 +40,7 @@ class Weights(Mapping[str, Tensor]):
         try:
             return self._read(name)
         except Exception as error:
-            raise CheckpointError(f"{self.path} is damaged: {name} cannot be read: {_line(error)}") from error
+            raise CheckpointError(f"{self.path} is damaged: {name} cannot be read: {first_line(error)}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -67,6 +67,8 @@ def open_weights(path: Path) -> Weights:
     a truncated or damaged file, a pickle of more than tensors.
     """
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is no file that can be read twice: give a file")  # a pipe would block
         with path.open("rb") as file:
             start = file.read(1024)
             size = file.seek(0, 2)
@@ -75,7 +77,9 @@ def open_weights(path: Path) -> Weights:
     kind = sniff(start)
     if kind in NOT_WEIGHTS:
         raise CheckpointError(f"{path} {NOT_WEIGHTS[kind]}")
-    opened = _safetensors(path, start, size) if kind == "safetensors" else _torch(path)
+    opened = _safetensors(path, start, size) if kind == "safetensors" else _torch(path, start)
+    if odd := next((name for name in opened if not name.isprintable() or len(name) > 300), None):
+        raise CheckpointError(f"{path} is damaged: one of its tensors is called {odd[:60]!r}; download it again")
     prefix = next((prefix for prefix in PREFIXES if opened and all(name.startswith(prefix) for name in opened)), "")
     return opened.under(prefix) if prefix else opened
 
@@ -91,9 +95,10 @@ NOT_WEIGHTS = {
     "text": "is a text file, not weights",
     "unknown": "is neither a safetensors file nor a torch checkpoint",
 }
+ZIP = b"PK\x03\x04"
 MAGIC = {
     b"version https://git-lfs": "lfs",
-    b"PK\x03\x04": "torch",
+    ZIP: "torch",
     b"\x1f\x8b": "gzip",
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
@@ -128,24 +133,23 @@ def _safetensors(path: Path, start: bytes, size: int) -> Weights:
         shapes = {name: Size(opened.get_slice(name).get_shape()) for name in names}
         metadata = opened.metadata()
     except SafetensorError as error:
-        short = "IncompleteBuffer" in str(error)
-        reason = f"truncated at {size} bytes" if short else f"damaged: {_line(error)}"
+        short = "IncompleteBuffer" in str(error) or "not fully covered" in str(error)
+        reason = f"truncated at {size} bytes" if short else f"damaged: {first_line(error)}"
         raise CheckpointError(f"{path} is {reason}; download it again") from error
     except Exception as error:  # a header with types that this torch has not, or a name that is no text
-        raise CheckpointError(f"{path} is damaged: {_line(error)}; download it again") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}; download it again") from error
     return Weights(path, shapes, opened.get_tensor, metadata)
 
 
-def _torch(path: Path) -> Weights:
+def _torch(path: Path, start: bytes) -> Weights:
     import pickle
 
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    if zipped and (found := _not_torch(path)):
-        raise CheckpointError(f"{path} {found}")
+    mapped = start.startswith(ZIP) and _is_stored(path)  # what came before torch 1.6 cannot be mapped
     try:
-        # A file from before torch 1.6 cannot be mapped.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with path.open("rb") as file:
+            loaded = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors, rest = _unwrap(loaded)
+        metadata = _texts(rest)
     except pickle.UnpicklingError as error:
         what = _wanted(str(error))
         if what is None:
@@ -155,27 +159,34 @@ def _torch(path: Path) -> Weights:
             " publisher's .safetensors, or save its tensors alone where you trust it"
         ) from error
     except Exception as error:  # what a damaged pickle raises is anybody's guess
-        raise CheckpointError(f"{path} is damaged: {_line(error)}; download it again") from error
-    tensors, rest = _unwrap(loaded)
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}; download it again") from error
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors")
-    if odd := [name for name, tensor in tensors.items() if tensor.layout is not torch.strided or tensor.is_quantized]:
-        raise CheckpointError(f"{path}: {odd[0]} is a sparse or quantised tensor: give plain weights")
-    return Weights(path, {name: tensor.shape for name, tensor in tensors.items()}, tensors.__getitem__, _texts(rest))
+        found = ", ".join(sorted(repr(name)[:40] for name in rest)[:4]) or type(loaded).__name__
+        raise CheckpointError(f"{path} holds no weights, only {found}")
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{path}: {name!r} is a sparse, quantised or empty tensor: give plain weights")
+    return Weights(path, {name: tensor.shape for name, tensor in tensors.items()}, tensors.__getitem__, metadata)
 
 
-def _not_torch(path: Path) -> str | None:
-    """What is wrong with a zip file that ought to be a torch checkpoint."""
+def _is_stored(path: Path) -> bool:
+    """Of a zip file: may its tensors be mapped as they lie? Raises CheckpointError for one without any."""
     import zipfile
 
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # zipfile trusts what it reads: bad values raise anything
-        return "is truncated or damaged: a zip file without its end; download it again"
-    if not any(name.endswith("data.pkl") for name in names):
-        return "is a zip archive, not a checkpoint: unpack it and give the file inside"
-    return None
+            members = archive.infolist()
+    except Exception as error:  # zipfile trusts what it reads: bad values raise anything
+        raise CheckpointError(
+            f"{path} is truncated or damaged: a zip file without its end; download it again"
+        ) from error
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path} is a zip archive, not a checkpoint: unpack it and give the file inside")
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path} is a TorchScript program, not weights alone: save its state_dict")
+    # torch.load maps nothing under this name.
+    return path.suffix != ".safetensors" and all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 
 def _wanted(message: str) -> str | None:
@@ -189,7 +200,9 @@ def _wanted(message: str) -> str | None:
 def _unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of what was pickled, and its other entries."""
     rest: dict[str, Any] = {}
-    while isinstance(loaded, Mapping):
+    for _ in range(len(WRAPPERS)):  # a bad one may hold itself
+        if not isinstance(loaded, Mapping):
+            break
         wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if wrapper is None:
             break
@@ -215,6 +228,6 @@ def _texts(entries: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of somebody else's message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """Names of weights, ours and the original's: tables of (name, shape), strict in both directions."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,18 +91,27 @@ class Part:
 
     def fill(self, device: torch.device, dtype: torch.dtype) -> None:
         """Put every tensor in place, one by one, converted. On a CPU, a tensor already of this dtype stays mapped to
-        its file. Raises CheckpointError for NaN or infinity."""
+        its file. Raises CheckpointError for integers, NaN and infinity."""
         dtype = torch.float32 if self.fp32 else dtype
         ours = self.module.state_dict()
         placed = {}
         for name, key in self.table.items():
             if key.name not in self.tensors:
                 continue
-            tensor = self.tensors[key.name].to(device, dtype)
-            if not tensor.isfinite().all():
-                raise CheckpointError(f"{self.what}: {key.name} holds NaN or infinity: the file is damaged")
+            found = self.tensors[key.name].detach()
+            if not found.is_floating_point():
+                raise CheckpointError(f"{self.what}: {key.name} is of {found.dtype}: give plain fp32, fp16 or bf16")
+            tensor = found.to(device, dtype)
+            if not _is_finite(tensor):
+                why = f"its values do not fit {dtype}" if _is_finite(found.float()) else "the file is damaged"
+                raise CheckpointError(f"{self.what}: {key.name} holds NaN or infinity: {why}")
             placed[name] = tensor.reshape(ours[name].shape)
         self.module.load_state_dict(placed, strict=False, assign=True)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Without a copy of the tensor, as `isfinite` would make."""
+    return all(bound.isfinite() for bound in tensor.aminmax()) if tensor.numel() else True
 
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor], table: Table, what: str) -> None:
@@ -129,10 +138,15 @@ def export(module: nn.Module, table: Table) -> dict[str, Tensor]:
 
 
 def summary(names: set[str]) -> str:
-    """Counts by group (the first two parts of a name; of kohya's underscored ones, four) and three examples."""
-    groups = Counter(
+    """Counts by group and three examples."""
+    found = groups(names)
+    counts = ", ".join(f"{group} {count}" for group, count in sorted(found.items())[:6])
+    more = f" and {len(found) - 6} more groups" if len(found) > 6 else ""
+    return f"{counts}{more}; for example {', '.join(sorted(names)[:3])}"
+
+
+def groups(names: Iterable[str]) -> Counter[str]:
+    """How many begin alike: in the first two parts of a name, or the first four of kohya's underscored ones."""
+    return Counter(
         "_".join(name.split("_")[:4]) if name.startswith("lora_") else ".".join(name.split(".")[:2]) for name in names
     )
-    counts = ", ".join(f"{group} {count}" for group, count in sorted(groups.items())[:6])
-    more = f" and {len(groups) - 6} more groups" if len(groups) > 6 else ""
-    return f"{counts}{more}; for example {', '.join(sorted(names)[:3])}"

@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from vidlose.checkpoints.video_model import Defaults, VideoModel
+from vidlose.checkpoints.videocrafter import SCALE_TO
 from vidlose.diffusion.schedule import NoiseSchedule
 from vidlose.errors import pick
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.autoencoder import FrameAutoencoder
+from vidlose.models.image_encoder import ImageEncoder, ResamplerConfig, VisionConfig
 from vidlose.models.text_encoder import TextConfig, TextEncoder
 from vidlose.models.unet import Family, UNet
 from vidlose.models.videocrafter import VideoCrafter
@@ -36,9 +38,10 @@ NETWORKS: dict[str, Family] = {
     "videocrafter1-512": _vary(VIDEOCRAFTER, temporal_conv=False, relative=16, embeds_fps=False),
     "videocrafter1-1024": _vary(VIDEOCRAFTER, temporal_conv=False, relative=16),
     "videocrafter2": VIDEOCRAFTER,
+    "videocrafter-i2v": _vary(VIDEOCRAFTER, image=True),
 }
-# How VideoCrafter's checkpoints scale their signal (use_scale): CHECKPOINTS.md 4.3.
-SCALE_TO = {"videocrafter1-1024": 0.3, "videocrafter2": 0.7}
+HEAD = ResamplerConfig(width=32, layers=1, heads=2, head_width=16, tokens=4, text_width=TEXT_WIDTH)
+VISION = VisionConfig(width=32, layers=2, heads=2, ffn=64, patch=56, embedding=16, head=HEAD)
 
 
 def load(family: str = "animatediff-v2") -> VideoModel:
@@ -49,12 +52,14 @@ def load(family: str = "animatediff-v2") -> VideoModel:
         torch.manual_seed(SEED)
         unet, vae, text = UNet(facts), _autoencoder(), _text_encoder(pad=0 if videocrafter else 49407)
         _redraw_zeros(unet)
+        image = ImageEncoder(VISION) if family == "videocrafter-i2v" else None
     return VideoModel(
         name=f"random:{family}",
         family=family,
         unet=unet,
         vae=vae,
         text_encoder=text,
+        image_encoder=image,
         schedule=NoiseSchedule.of("scaled_linear" if videocrafter else "linear", scale_to=SCALE_TO.get(family)),
         spacing="every" if videocrafter else "leading",
         defaults=VIDEOCRAFTER_DEFAULTS if videocrafter else Defaults(width=64, height=64),

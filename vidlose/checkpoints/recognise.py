@@ -32,7 +32,9 @@ def _any(*parts: str) -> Callable[[Shapes], bool]:
 
 
 def _text_width(shapes: Shapes) -> int | None:
-    return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    return next(
+        (shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) > 1), None
+    )
 
 
 def _inpainting(shapes: Shapes) -> bool:
@@ -54,13 +56,13 @@ def motion_version(shapes: Mapping[str, Size], frames: int | None = None) -> str
     their length. None where a file without tables leaves it open."""
     if any(name.startswith("mid_block.motion_modules.") for name in shapes):
         return "v2"
-    length = next((shape[1] for name, shape in shapes.items() if name.endswith(".pe")), frames)
+    length = next((shape[1] for name, shape in shapes.items() if name.endswith(".pe") and len(shape) == 3), frames)
     return {None: None, 24: "v1"}.get(length, "v3")
 
 
 LORA = (".lora_down", "_lora.down", ".lora_A", ".lora.down", "hada_w1", "lokr_w1")
 WHOLE = "--model FILE"
-BASE = "--model FILE --motion-module FILE"
+BASE = "--model BASE --motion-module FILE"
 NOT_HERE = "not this: the motion modules and families here are of Stable Diffusion 1.5's kind"
 
 KINDS: dict[str, Kind] = {  # in this order: the first whose test holds
@@ -86,10 +88,20 @@ KINDS: dict[str, Kind] = {  # in this order: the first whose test holds
         "a VideoCrafter1 1024 checkpoint", WHOLE, _has(ldm.PREFIX + "init_attn.", ldm.PREFIX + "fps_embedding.")
     ),
     "videocrafter1-512": Kind("a VideoCrafter1 512 checkpoint", WHOLE, _has(ldm.PREFIX + "init_attn.")),
+    "controlnet": Kind(
+        "a ControlNet or SparseCtrl",
+        "nothing yet: networks beside the U-Net are not built",
+        _any("controlnet_cond_embedding.", "control_model.", "input_hint_block."),
+    ),
     "motion-trainer": Kind(
         "a trainer's file of a whole U-Net with AnimateDiff motion modules",
         f"{BASE} (its motion modules are read)",
         _has(".motion_modules.", "conv_in.weight"),
+    ),
+    "motion-xl": Kind(
+        "a motion module of Stable Diffusion XL",
+        NOT_HERE,
+        lambda shapes: motion_form(shapes) is not None and not _any("down_blocks.3.motion_modules.")(shapes),
     ),
     "motion": Kind("an AnimateDiff motion module", BASE, lambda shapes: motion_form(shapes) == "original"),
     "motion-adapter": Kind(
@@ -100,8 +112,15 @@ KINDS: dict[str, Kind] = {  # in this order: the first whose test holds
     "sd-inpainting": Kind(
         "a Stable Diffusion inpainting base", "not this: it wants a mask and a picture besides", _inpainting
     ),
+    "ldm-video": Kind(
+        "a video U-Net of no family known here", "nothing", _has(ldm.PREFIX, "put_blocks.1.2.transformer_blocks.")
+    ),
     "sd2": Kind("a Stable Diffusion 2 base", NOT_HERE, lambda shapes: _text_width(shapes) == 1024),
-    "sd15": Kind("a Stable Diffusion 1.5 base", BASE, _has(ldm.PREFIX + "input_blocks.0.0.weight")),
+    "sd15": Kind(
+        "a Stable Diffusion 1.5 base",
+        "--model FILE --motion-module MODULE",
+        _has(ldm.PREFIX + "input_blocks.0.0.weight"),
+    ),
     "sd15-unet": Kind(
         "a Stable Diffusion 1.5 U-Net in diffusers' form",
         "--model FOLDER, the folder above it",

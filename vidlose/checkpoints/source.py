@@ -8,7 +8,7 @@ from typing import Any
 from vidlose.checkpoints.files import Weights, open_weights
 from vidlose.errors import CheckpointError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.safetensors)(?<!\.ckpt)(?<!\.pth)(?<!\.pt)(?<!\.bin)")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 ENDINGS = (".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin", ".fp16.bin", ".ckpt", ".pth")
 """What libraries call the weights in a folder, the best first."""
@@ -19,9 +19,12 @@ def locate(name: str) -> Path:
 
     Raises CheckpointError where there is neither.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, ~somebody
+        raise CheckpointError(f"cannot read {name[:200]}: {getattr(error, 'strerror', None) or error}") from error
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(f"there is no file or folder {name}")
     from huggingface_hub import constants, snapshot_download
@@ -59,7 +62,7 @@ def config_of(path: Path) -> dict[str, Any]:
             continue
         try:
             config = json.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"cannot read {file}: {error}") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{file} is not a config")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Size, Tensor
@@ -13,9 +12,9 @@ from vidlose.checkpoints.animatediff import open_vae
 from vidlose.checkpoints.autoencoder import PREFIX as VAE_PREFIX
 from vidlose.checkpoints.autoencoder import open_autoencoder
 from vidlose.checkpoints.clip import empty_image_encoder, empty_text_encoder, text_config
-from vidlose.checkpoints.files import Weights, open_weights
+from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Part, Table, expand, same, shapes_of, summary
-from vidlose.checkpoints.recognise import describe, recognise
+from vidlose.checkpoints.recognise import describe
 from vidlose.checkpoints.source import locate
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.config import ModelConfig
@@ -69,19 +68,18 @@ RESAMPLER_HEAD = 64
 """Channels of a resampler's head."""
 
 
-def open_model(path: Path, config: ModelConfig) -> VideoModel:
+def open_model(weights: Weights, family: str, config: ModelConfig) -> VideoModel:
     """One VideoCrafter checkpoint of everything. Raises CheckpointError."""
-    weights = open_weights(path)
-    family = recognise(weights.shapes)
+    what = str(weights.path)
     for option, given in (("--motion-module", config.motion_module), ("--norm-mode", config.norm_mode != "auto")):
         if given:
-            raise CheckpointError(f"{path} is {describe(family).title}, whole in itself: leave {option} out")
-    prefixes = (ldm.PREFIX, VAE_PREFIX, TEXT, VISION, IMAGE_HEAD)
-    if strangers := {name for name in weights if "." in name and not name.startswith(prefixes)}:
-        raise CheckpointError(f"{path}: {len(strangers)} tensors unexpected: {summary(strangers)}")
-    what = str(path)
+            raise CheckpointError(f"{what} is {describe(family).title}, whole in itself: leave {option} out")
     tensors = weights.under(ldm.PREFIX)
     network = facts(tensors.shapes, what)
+    # An averaged copy of the weights is passed over, as are the schedule's numbers, whose names have no dot.
+    known = (ldm.PREFIX, VAE_PREFIX, TEXT, "model_ema.", *((VISION, IMAGE_HEAD) if network.image else ()))
+    if strangers := {name for name in weights if "." in name and not name.startswith(known)}:
+        raise CheckpointError(f"{what}: {len(strangers)} tensors unexpected: {summary(strangers)}")
     with torch.device("meta"):
         unet = UNet(network)
     vae = open_vae(locate(config.vae)) if config.vae else open_autoencoder(weights.under(VAE_PREFIX), None, what)
@@ -113,7 +111,7 @@ def _open_image(weights: Weights, what: str) -> tuple[ImageEncoder, Part, Part]:
     """The tower that reads a picture and the head that makes tokens of what it sees."""
     tower = openclip.vision(weights.under(VISION), what)
     head = openclip.image_head(weights.under(IMAGE_HEAD), what)
-    encoder = empty_image_encoder(_vision_config(tower, head, what))
+    encoder = empty_image_encoder(_vision_config(tower, head, weights.metadata, what))
     return (
         encoder,
         Part(encoder.clip, tower, same(encoder.clip), what, fp32=True),
@@ -121,21 +119,25 @@ def _open_image(weights: Weights, what: str) -> tuple[ImageEncoder, Part, Part]:
     )
 
 
-def _vision_config(tower: Mapping[str, Tensor], head: Mapping[str, Tensor], what: str) -> VisionConfig:
-    """Shapes say all but the heads of the tower."""
+def _vision_config(
+    tower: Mapping[str, Tensor], head: Mapping[str, Tensor], metadata: Mapping[str, str], what: str
+) -> VisionConfig:
+    """Shapes say all but the heads, of the tower and of the resampler: unpublished sizes name them in the metadata."""
     patches, positions = (
         tower[f"vision_model.embeddings.{name}.weight"].shape for name in ("patch_embedding", "position_embedding")
     )
     width, patch = patches[0], patches[-1]
-    if width not in VISION_HEADS:
+    heads = int(metadata.get("vision_heads", VISION_HEADS.get(width, 0)))
+    if not heads:
         raise CheckpointError(f"{what}: a vision tower {width} wide is none of OpenCLIP's")
     tokens: ResamplerConfig | ProjectionConfig
     if "latents" in head:
+        head_width = int(metadata.get("resampler_head", RESAMPLER_HEAD))
         tokens = ResamplerConfig(
             width=head["latents"].shape[2],
             layers=sum(name.endswith("to_q.weight") for name in head),
-            heads=head["layers.0.to_q.weight"].shape[0] // RESAMPLER_HEAD,
-            head_width=RESAMPLER_HEAD,
+            heads=head["layers.0.to_q.weight"].shape[0] // head_width,
+            head_width=head_width,
             tokens=head["latents"].shape[1],
             text_width=head["proj_out.weight"].shape[0],
         )
@@ -145,7 +147,7 @@ def _vision_config(tower: Mapping[str, Tensor], head: Mapping[str, Tensor], what
     return VisionConfig(
         width=width,
         layers=sum(name.endswith("mlp.fc1.weight") for name in tower),
-        heads=VISION_HEADS[width],
+        heads=heads,
         ffn=tower["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         patch=patch,
         embedding=tower["visual_projection.weight"].shape[0],
@@ -157,11 +159,16 @@ def _vision_config(tower: Mapping[str, Tensor], head: Mapping[str, Tensor], what
 def _schedule(weights: Weights, family: str) -> NoiseSchedule:
     """The family's, with the signal's factor as the file has it. Raises CheckpointError where the file's noise levels
     are others."""
-    scale = weights.get("scale_arr")
-    schedule = NoiseSchedule.of("scaled_linear", scale_to=SCALE_TO.get(family) if scale is None else scale[-1].item())
-    kept = weights.get("alphas_cumprod")
-    if kept is not None and (kept.shape != schedule.abar.shape or (kept - schedule.abar).abs().max() > 1e-4):
-        raise CheckpointError(f"{weights.path}: its noise schedule is not VideoCrafter's (0.00085 to 0.012 over 1000)")
+    scale = weights.get("scale_arr")  # of 1000 numbers or 1400, of which the last 400 are never read
+    last = SCALE_TO.get(family) if scale is None else round(scale[-1].item(), 2)
+    schedule = NoiseSchedule.of("scaled_linear", scale_to=last)
+    for name, ours in (("alphas_cumprod", schedule.abar), ("scale_arr", schedule.scale)):
+        kept = weights.get(name)
+        if kept is None or ours is None:
+            continue
+        # Other schedules differ by 0.03 and more; a file rounded to bf16, by 0.004.
+        if len(kept) < len(ours) or not (kept[: len(ours)] - ours).abs().max() < 0.005:
+            raise CheckpointError(f"{weights.path}: its {name} is not VideoCrafter's (0.00085 to 0.012 over 1000)")
     return schedule
 
 

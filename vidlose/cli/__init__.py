@@ -7,9 +7,12 @@ import typer
 
 from vidlose import __version__
 from vidlose.cli.console import Console
+from vidlose.cli.convert import convert
 from vidlose.cli.doctor import doctor
 from vidlose.cli.fifo import fifo
+from vidlose.cli.finetune import finetune
 from vidlose.cli.generate import generate
+from vidlose.cli.info import info
 from vidlose.cli.world import world
 from vidlose.errors import Interrupted, UsageError
 
@@ -25,7 +28,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
     rich_markup_mode="rich",
 )
-for command in (generate, fifo, world, doctor):
+for command in (finetune, generate, fifo, world, convert, info, doctor):
     # Every option reads VIDLOSE_<NAME>, whatever the command.
     app.command(context_settings={"auto_envvar_prefix": "VIDLOSE"})(command)
 

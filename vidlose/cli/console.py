@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,6 +40,16 @@ class Console:
         self._done |= name == "done"
         if self.json:
             self._line({"event": name, **fields})
+        elif name == "done" and "tensors" in fields:
+            self.say(f"{fields['tensors']} tensors in {fields['seconds']:.1f} s (peak {fields['peak_gib']:.2f} GiB)")
+        elif name == "done" and "steps" in fields:
+            rate = fields["seconds"] / max(1, fields["steps"])
+            self.say(
+                f"{fields['steps']} steps in {fields['seconds']:.1f} s ({rate:.2f} s a step, peak"
+                f" {fields['peak_gib']:.2f} GiB): {', '.join(fields['files'])} in {fields['output']}"
+            )
+        elif name == "held_out":
+            self.say(f"step {fields['step']}: held-out mse {fields['mse']:.4g}, diff {fields['diff']:.4g}")
         elif name == "done":
             rate = fields.get("frames_per_second", fields["frames"] / max(fields["seconds"], 1e-9))
             self.say(
@@ -49,6 +60,20 @@ class Console:
             self.say(f"{fields['i'] + 1}/{fields['of']} {fields['output']}: {fields['prompt']}")
         elif name == "state" and self.verbose:
             self.say(f"state after {fields['frames']} frames in {fields['path']}")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """For a person; --json has events instead."""
+        if self.json or self.quiet:
+            return
+        self.close()
+        from rich.console import Console as Rich
+        from rich.table import Table
+
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        with suppress(OSError):
+            Rich(stderr=True).print(table)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """A bar, where a person watches."""

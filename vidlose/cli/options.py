@@ -1,8 +1,11 @@
 """The options that commands share, each named once; defaults live in `config`."""
 
 import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -132,6 +135,56 @@ Metadata = Annotated[
     bool,
     option("--metadata/--no-metadata", help="Run card .json and the video's comment tag.", panel="Advanced"),
 ]
+
+
+def from_config(
+    command: Callable[..., None],
+    kind: type,
+    panels: Mapping[str, Mapping[str, str]],
+    *,
+    short: Mapping[str, str],
+    arguments: Mapping[str, str],
+    extra: Mapping[str, Any],
+) -> None:
+    """Give `command(context, **given)` an option for every field of a config, with the field's name and default.
+
+    panels: title -> field -> help. short: field -> `-x`. arguments: fields that are positional, and their help. extra:
+    options that are no field. Raises KeyError for a field without help.
+    """
+    hints, knobs = get_type_hints(kind), {knob.name: knob for knob in fields(kind)}
+    parameters: dict[str, Any] = {"context": typer.Context}
+    defaults: dict[str, Any] = {}
+
+    def add(name: str, made: Any) -> None:
+        factory, default = knobs[name].default_factory, knobs[name].default
+        defaults[name] = (default if factory is MISSING else factory()) or None if is_list(name) else default
+        parameters[name] = Annotated[hints[name] | None if is_list(name) else hints[name], made]
+
+    def is_list(name: str) -> bool:
+        return get_origin(hints[name]) is list
+
+    for name, text in arguments.items():
+        add(name, typer.Argument(help=text, show_envvar=False, show_default=False))
+    for panel, texts in panels.items():
+        for name, text in texts.items():
+            word = name.replace("_", "-")
+            flags = [f"--{word}/--no-{word}" if hints[name] is bool else f"--{word}", *filter(None, [short.get(name)])]
+            shown = True if knobs[name].default is not None else "off"
+            add(name, option(*flags, help=text, panel=panel, show_default=shown))
+    if missing := knobs.keys() - parameters.keys():
+        raise KeyError(f"no help for {sorted(missing)}")
+    for name, hint in extra.items():
+        parameters[name] = hint
+        defaults[name] = False if hint.__origin__ is bool else None
+    command.__annotations__ = {**parameters, "return": None}
+    command.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            Parameter(
+                name, Parameter.POSITIONAL_OR_KEYWORD, annotation=hint, default=defaults.get(name, Parameter.empty)
+            )
+            for name, hint in parameters.items()
+        ]
+    )
 
 
 def given(context: typer.Context, names: set[str], *, said: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a network's output says: from eps, v or x0 to both the clean estimate and the noise."""
+"""What a network's output says: from eps, v or x0 to both the clean estimate and the noise, and back to be learnt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +61,32 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]] =
     "v": from_v,
     "x0": from_x0,
 }
+
+TARGETS: dict[str, Callable[[Prediction, Tensor, Tensor], Tensor]] = {
+    "eps": lambda parts, alpha, sigma: parts.eps,
+    "v": lambda parts, alpha, sigma: alpha * parts.eps - sigma * parts.x0,
+    "x0": lambda parts, alpha, sigma: parts.x0,
+}
+"""The way back, (parts, alpha, sigma) -> `[B C F h w]`: what a network of each kind is to say."""
+
+
+def training_pair(
+    prediction: str, output: Tensor, x: Tensor, truth: Prediction, alpha: Tensor, sigma: Tensor, space: str = "native"
+) -> tuple[Tensor, Tensor]:
+    """The two sides of the error, (pred, target) `[B C F h w]`, in the space "eps", "v" or "x0".
+
+    output: what a network of kind `prediction` said of x `[B C F h w]` = alpha truth.x0 + sigma truth.eps;
+    alpha, sigma `[B 1 F 1 1]`. "native" is the network's own space, where its output is taken as it is.
+    Other spaces are reached in fp32 at least.
+    """
+    space = prediction if space == "native" else space
+    target = pick(TARGETS, space, "loss space")(truth, alpha, sigma)
+    if space == prediction:
+        return output, target
+    wide = torch.promote_types(torch.promote_types(x.dtype, output.dtype), torch.float32)
+    x, output, alpha, sigma = (t.to(wide) for t in (x, output, alpha, sigma))
+    estimate = pick(PREDICTIONS, prediction, "prediction")(x, output, alpha, sigma)
+    return TARGETS[space](estimate, alpha, sigma), target
 
 
 @dataclass(frozen=True)

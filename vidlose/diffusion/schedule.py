@@ -92,6 +92,12 @@ class NoiseSchedule:
         scale[:400] = torch.linspace(1, scale_to, 400, dtype=torch.float64)
         return NoiseSchedule(abar, scale)
 
+    def zero_terminal(self) -> "NoiseSchedule":
+        """Signal amplitudes shifted and stretched so that the last timestep has none (Lin et al. 2024, alg. 1)."""
+        root = self.abar.sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return NoiseSchedule(root.square(), self.scale)
+
     @cached_property
     def alpha(self) -> Tensor:
         """fp64 `[T]`."""

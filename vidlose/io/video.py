@@ -305,27 +305,32 @@ class FrameFolder(Sink):
 
 
 def read_frames(
-    source: str | Path, *, size: tuple[int, int] | None = None, limit: int | None = None
+    source: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    limit: int | None = None,
+    corner: tuple[float, float] | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames [H W 3] of a video, picture, folder of pictures by name (png, jpg, webp), or stdin ("-").
 
-    `size` (width, height) scales to cover and crops the middle; without it each picture keeps its own.
-    InputError, at the first frame or where the damage is, if it is missing or cannot be decoded.
+    `size` (width, height) scales to cover and crops the middle, or at `corner`, in 0..1 of the room there is;
+    without it each picture keeps its own. InputError, at the first frame or where the damage is, if it is
+    missing or cannot be decoded.
     """
     path = Path(source)
     if source == "-":
-        frames = _decode("pipe:0", "stdin", size)
+        frames = decode("pipe:0", "stdin", size, corner)
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
         if not files:
             raise InputError(f"{path}: no pictures inside (png, jpg, webp)")
-        frames = (frame for file in files for frame in _pictures(file, size))
+        frames = (frame for file in files for frame in _pictures(file, size, corner))
     elif not path.exists():
         raise InputError(f"{path}: no such file or folder")
     elif path.suffix.lower() in IMAGES:
-        frames = _pictures(path, size)
+        frames = _pictures(path, size, corner)
     else:
-        frames = _decode(f"file:{path}", str(path), size)
+        frames = decode(f"file:{path}", str(path), size, corner)
     with closing(frames):  # so that ffmpeg is gone as soon as the caller has enough
         yield from islice(frames, limit)
 
@@ -335,17 +340,34 @@ def count_frames(path: str | Path) -> int:
     return sum(1 for _ in read_frames(path))
 
 
-def _decode(url: str, name: str, size: tuple[int, int] | None) -> Generator[Frame, None, None]:
+def decode(
+    url: str,
+    name: str,
+    size: tuple[int, int] | None = None,
+    corner: tuple[float, float] | None = None,
+    *,
+    before: Sequence[str] = (),
+    select: str = "",
+) -> Generator[Frame, None, None]:
+    """The frames [H W 3] that ffmpeg decodes of `url`, as `read_frames` gives them.
+
+    before: its options for the input; select: filters that choose frames, before they are scaled.
+    """
     scale = f"scale={SWSCALE},format=rgb24"
     if size:
         # rgb before the crop: with subsampled chroma it would round the corner to even pixels.
         cover = f"{size[0]}:{size[1]}:force_original_aspect_ratio=increase"
-        scale = f"scale={cover}:{SWSCALE.replace('bicubic', 'lanczos')},format=rgb24,crop={size[0]}:{size[1]}"
+        crop = f"crop={size[0]}:{size[1]}"
+        if corner:
+            crop += f":floor((iw-ow+1)*{corner[0]:.9f}):floor((ih-oh+1)*{corner[1]:.9f})"
+        scale = f"scale={cover}:{SWSCALE.replace('bicubic', 'lanczos')},format=rgb24,{crop}"
+    if select:
+        scale = f"{select},{scale}"
     # ppm because each frame brings its size, after rotation, which no ffprobe is here to tell;
     # 0:V is without cover pictures, passthrough without repeated or dropped frames.
     images = f"-map 0:V:0 -fps_mode passthrough -vf {scale} -c:v ppm -f image2pipe pipe:1"
     ffmpeg = Ffmpeg(
-        ["-format_whitelist", CONTAINERS, "-i", url, *images.split()],
+        ["-format_whitelist", CONTAINERS, *before, "-i", url, *images.split()],
         stdin=None if url == "pipe:0" else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
@@ -359,14 +381,21 @@ def _decode(url: str, name: str, size: tuple[int, int] | None) -> Generator[Fram
             yield frame
             decoded += 1
         if ffmpeg.wait() or not decoded:
-            reason = ffmpeg.reason()
-            strange = "matches no streams" in reason or "whitelist" in reason
-            raise InputError(f"{name}: {'no video inside' if strange else reason}")
+            raise undecodable(name, ffmpeg)
     finally:
         ffmpeg.kill()
 
 
-def _pictures(path: Path, size: tuple[int, int] | None) -> Generator[Frame, None, None]:
+def undecodable(name: str, ffmpeg: "Ffmpeg") -> InputError:
+    """What is wrong with an input, after ffmpeg has ended."""
+    reason = ffmpeg.reason()
+    strange = "matches no streams" in reason or "whitelist" in reason
+    return InputError(f"{name}: {'no video inside' if strange else reason}")
+
+
+def _pictures(
+    path: Path, size: tuple[int, int] | None, corner: tuple[float, float] | None
+) -> Generator[Frame, None, None]:
     from PIL import Image, ImageOps, ImageSequence
 
     try:
@@ -374,7 +403,7 @@ def _pictures(path: Path, size: tuple[int, int] | None) -> Generator[Frame, None
             for picture in ImageSequence.Iterator(file):
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
                 if size:
-                    upright = ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+                    upright = ImageOps.fit(upright, size, Image.Resampling.LANCZOS, centering=corner or (0.5, 0.5))
                 yield np.array(upright)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: {error}") from None
@@ -441,12 +470,18 @@ class Ffmpeg:
                 with suppress(OSError):
                     pipe.close()
 
-    def reason(self) -> str:
-        """The cause in its own words, or how it ended; one line."""
+    def complaint(self) -> str | None:
+        """The first thing it said, one line."""
         for line in self._said:
             said = re.sub(r"^(\[[^]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip()
             if said:
                 return said
+        return None
+
+    def reason(self) -> str:
+        """The cause in its own words, or how it ended; one line."""
+        if said := self.complaint():
+            return said
         status = self.process.returncode
         return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"
 

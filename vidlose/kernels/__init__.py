@@ -57,3 +57,30 @@ def temporal_attention(
     return reference.temporal_attention(
         q, k, v, heads, key_mask, bias, relative_k, relative_v, q_cache, q_weight, return_entropy
     )
+
+
+def diff_loss(
+    pred: Tensor, target: Tensor, rows: Tensor, weight: Tensor, *, penalty: str = "square", delta: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The penalised frame operator of an error: pred, target `[B C F h w]` -> (loss `[B]`, energy `[B M]`).
+
+    With y_m = sum over f of rows[b, m, f] (pred - target)[b, :, f]:
+    loss = sum over m of weight[b, m] mean over C, h, w of rho(y_m).
+
+    rows `[B M F]`, weight `[B M]`: every sample's own operator of M rows; constants, of any dtype and device. Rows
+        of zeros fill up; a row of weight 0 is only measured.
+    penalty: rho, "square" y^2, "abs" |y|, or "huber", y^2 that goes on as its tangent beyond |y| = delta.
+    energy: mean over C, h, w of y_m^2, whatever the penalty, without gradient.
+
+    Any strides. In fp32 at least, whatever autocast says. Raises ValueError on shapes that do not fit.
+    """
+    if pred.dim() != 5 or target.shape != pred.shape:
+        raise ValueError(f"pred is {tuple(pred.shape)}, target {tuple(target.shape)}; expected one shape [B C F h w]")
+    batch, frames = pred.shape[0], pred.shape[2]
+    if rows.dim() != 3 or (rows.shape[0], rows.shape[2]) != (batch, frames):
+        raise ValueError(f"rows is {tuple(rows.shape)}, expected ({batch}, M, {frames})")
+    if weight.shape != rows.shape[:2]:
+        raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(rows.shape[:2])}")
+    if penalty not in reference.PENALTIES:
+        raise ValueError(f"unknown penalty {penalty!r}; choose from {', '.join(reference.PENALTIES)}")
+    return reference.diff_loss(pred, target, rows, weight, penalty, delta)

@@ -1,5 +1,8 @@
 """The operations in plain, differentiable torch: the truth for every kernel, and the CPU path."""
 
+from collections.abc import Callable
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,3 +67,42 @@ def relative_rows(frames: int, table: Tensor) -> Tensor:
     reach = (table.shape[0] - 1) // 2
     position = torch.arange(frames, device=table.device)
     return table[(position[None, :] - position[:, None]).clamp(-reach, reach) + reach]
+
+
+def diff_loss(
+    pred: Tensor, target: Tensor, rows: Tensor, weight: Tensor, penalty: str, delta: float
+) -> tuple[Tensor, Tensor]:
+    """See `vidlose.kernels.diff_loss`."""
+    with torch.autocast(pred.device.type, enabled=False):
+        out = over_frames(rows, error(pred, target))  # [B C M h w]
+        energy = out.square().mean((1, 3, 4))
+        each = energy if penalty == "square" else PENALTIES[penalty](out, delta).mean((1, 3, 4))
+        return (weight.to(each.dtype).to(each.device) * each).sum(1), energy.detach()
+
+
+def error(pred: Tensor, target: Tensor) -> Tensor:
+    """pred - target, in fp32 at least."""
+    wide = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+    return pred.to(wide) - target.to(wide)
+
+
+def over_frames(rows: Tensor, clip: Tensor) -> Tensor:
+    """Rows `[B M F]` applied to the frames of `[B C F h w]` -> `[B C M h w]`.
+
+    Frame by frame: a matmul would round to TF32 where that is allowed, and differences would feel it.
+    """
+    rows = rows.to(clip.dtype).to(clip.device)[:, None, :, :, None, None]
+    return reduce(torch.add, (rows[:, :, :, f] * clip[:, :, None, f] for f in range(clip.shape[2])))
+
+
+def huber(y: Tensor, delta: float) -> Tensor:
+    """y^2 up to |y| = delta, its tangent beyond: twice Huber's own, so that small errors weigh as in "square"."""
+    size = y.abs()
+    return torch.where(size <= delta, y.square(), delta * (2 * size - delta))
+
+
+PENALTIES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "square": lambda y, delta: y.square(),
+    "abs": lambda y, delta: y.abs(),
+    "huber": huber,
+}

@@ -25,11 +25,14 @@ class FrameAutoencoder(nn.Module):
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """pixels [N 3 H W] -> latents [N C h w]: the mean, or a sample by unit noise [N C h w]."""
+        mean, std = self.posterior(pixels)
+        return mean if noise is None else mean + std * noise
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels [N 3 H W] -> mean and standard deviation of the latents, each [N C h w]."""
         posteriors = [self.kl.encode(frames).latent_dist for frames in pixels.split(self.batch)]
-        latents = torch.cat([posterior.mean for posterior in posteriors])
-        if noise is not None:
-            latents = latents + torch.cat([posterior.std for posterior in posteriors]) * noise
-        return latents * self.scaling
+        mean, std = (torch.cat([getattr(one, part) for one in posteriors]) for part in ("mean", "std"))
+        return mean * self.scaling, std * self.scaling
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents [N C h w] -> pixels [N 3 H W], about -1..1."""

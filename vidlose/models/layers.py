@@ -15,6 +15,8 @@ from vidlose.models.frames import fold, unfold
 TextKeys = list[tuple[Tensor, ...]]
 """Key and value `[T heads L D]` of each cross-attention, in the order of the network's modules; where images are
 read, the image's key and value follow."""
+Probe = Callable[[nn.Module, Tensor, Tensor], None]
+"""Told of a temporal attention, its queries and its keys `[B F S C]`."""
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Context:
     embedding: `[(B F) E]`, time (and fps) embedding after SiLU.
     text: keys and values of T texts; T divides B*F and each serves a run of neighbouring frames.
     frame_mask: bool `[B F]`, False where a frame is hidden from temporal attention.
-    probe: called with (temporal attention, its entropy `[B*S heads]`).
+    probe: called by every temporal attention; once more where gradient checkpointing runs it again on the way back.
     query_cache: queries kept for the weighted Q-cache (FIFO.md §8), by the layer that made them.
     query_weight: the share of the cached query, v in `(1-v) q_dec + v q_enc`.
     """
@@ -33,7 +35,7 @@ class Context:
     embedding: Tensor
     text: TextKeys
     frame_mask: Tensor | None = None
-    probe: Callable[[nn.Module, Tensor], None] | None = None
+    probe: Probe | None = None
     query_cache: dict[nn.Module, Tensor] | None = None
     query_weight: float = 0.0
 

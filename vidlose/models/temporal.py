@@ -10,11 +10,38 @@ from vidlose.models.frames import to_images, to_tokens
 from vidlose.models.layers import Context, FeedForward, FrameNorm
 
 
+class QKNorm(nn.Module):
+    """Queries and keys `[B F S C]` drawn towards one length per head: q (a/|q|)^beta, k (b/|k|)^beta.
+
+    Query-key normalisation (Henry et al. 2020, arXiv 2010.04245) that is faded in: at beta 0 nothing is changed,
+    to the bit; at beta 1 the logits are g cos(q, k) with g = a b / sqrt(D), a learned. Between them the temperatures'
+    geometric mean is taken: an arithmetic one would not factor, and attention would have to leave the fused path.
+    """
+
+    beta: Tensor
+    log_key: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.log_query = nn.Parameter(torch.zeros(heads))  # log a
+        self.register_buffer("log_key", torch.zeros(heads))  # log b
+        self.register_buffer("beta", torch.zeros(()))
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self._draw(q, self.log_query), self._draw(k, self.log_key)
+
+    def _draw(self, x: Tensor, log_length: Tensor) -> Tensor:
+        x = x.unflatten(-1, (len(log_length), -1))
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-6)
+        return (x * torch.exp(self.beta * (log_length[:, None] - length.log())).to(x.dtype)).flatten(-2)
+
+
 class TemporalAttention(nn.Module):
     """`[B F S C]` -> `[B F S C]`: every pixel attends to itself in the other frames.
 
     positions: rows of a sinusoid that is added to the input (AnimateDiff); F may not exceed it.
     relative: reach R of relative position tables on keys and values (VideoCrafter1); clips may be longer.
+    qk_norm: set from outside, for networks that train with it.
     """
 
     def __init__(self, width: int, heads: int, *, positions: int | None = None, relative: int | None = None) -> None:
@@ -29,6 +56,7 @@ class TemporalAttention(nn.Module):
         table = None if relative is None else torch.randn(2 * relative + 1, width // heads) * 0.02
         self.relative_k = None if table is None else nn.Parameter(table)
         self.relative_v = None if table is None else nn.Parameter(table.clone())
+        self.qk_norm: QKNorm | None = None
         # Weighted Q-caches: who lends its query, set by the network. A list hides it from the module tree.
         self.query_source: list[TemporalAttention] = []
         self.lends_query = False
@@ -36,16 +64,20 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.positions is not None:
             x = x + self.positions[: context.frames, None].to(x.dtype)
-        q, cached, own = self.to_q(x), None, None
+        q, k, cached, own = self.to_q(x), self.to_k(x), None, None
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
+        if context.probe is not None:
+            context.probe(self, q, k)
         if context.query_cache is not None:
             if self.query_source:
                 cached = context.query_cache[self.query_source[0]]
                 own = q.new_full(q.shape[:2], 1 - context.query_weight)
             if self.lends_query:
                 context.query_cache[self] = q
-        out, entropy = kernels.temporal_attention(
+        out, _ = kernels.temporal_attention(
             q,
-            self.to_k(x),
+            k,
             self.to_v(x),
             self.heads,
             key_mask=context.frame_mask,
@@ -53,10 +85,7 @@ class TemporalAttention(nn.Module):
             relative_v=self.relative_v,
             q_cache=cached,
             q_weight=own,
-            return_entropy=context.probe is not None,
         )
-        if context.probe is not None and entropy is not None:
-            context.probe(self, entropy)
         return self.to_out(out)
 
 

@@ -1,6 +1,6 @@
 """One U-Net of the latent-diffusion kind: embeddings, down, middle, up, skips. A family supplies the layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidlose.models.attention import CrossAttention
 from vidlose.models.frames import fold, unfold
-from vidlose.models.layers import Context, Downsample, Embedding, FrameNorm, TextKeys, Upsample
+from vidlose.models.layers import Context, Downsample, Embedding, FrameNorm, Probe, TextKeys, Upsample
 from vidlose.models.temporal import TemporalTransformer
 
 Layers = dict[str, nn.Module]
@@ -26,6 +26,8 @@ class Family(Protocol):
     def blocks(self) -> int: ...  # blocks per level going down; one more going up
     @property
     def latent_channels(self) -> int: ...
+    @property
+    def text_width(self) -> int: ...
     @property
     def joint_norm(self) -> bool: ...  # the last norm: over all frames?
     @property
@@ -111,7 +113,7 @@ class UNet(nn.Module):
         fps: Tensor | None = None,
         *,
         frame_mask: Tensor | None = None,
-        probe: Callable[[nn.Module, Tensor], None] | None = None,
+        probe: Probe | None = None,
         query_weight: float = 0.0,
     ) -> Tensor:
         """One call; every clip and every frame may stand at its own noise level.

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ class Reporter(Protocol):
     def say(self, text: str) -> None: ...
     def event(self, name: str, **fields: Any) -> None: ...
     def progress(self, what: str, done: int, total: int | None) -> None: ...
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
 
 
 def device(name: str) -> torch.device:
@@ -195,6 +196,15 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a program can still have."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def card(command: str, config: dict[str, Any], model: VideoModel, fingerprint: str) -> dict[str, Any]:

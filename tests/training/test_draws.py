@@ -1,0 +1,61 @@
+"""A training sample's randomness: of its number alone, and spread as it should be."""
+
+import pytest
+import torch
+
+from vidlose.training.draws import draw, generator
+from vidlose.training.levels import diagonal, independent, mixture, shared
+
+SHAPE = (4, 8, 2, 3)
+
+
+def test_a_sample_s_draws_are_of_its_number_alone():
+    whole = draw(7, [0, 1, 2, 3], SHAPE, shared, 1000, 0.1)
+    part = draw(7, [3, 1], SHAPE, shared, 1000, 0.1)
+    for name in ("noise", "posterior", "timestep", "anchor", "drop"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[[3, 1]]), name
+    other = draw(8, [0, 1, 2, 3], SHAPE, shared, 1000, 0.1)
+    assert not torch.equal(whole.noise, other.noise) and not torch.equal(whole.noise, whole.posterior)
+
+
+def test_streams_do_not_touch():
+    first = torch.rand(4, generator=generator(1, "sample", 5))
+    assert not torch.equal(first, torch.rand(4, generator=generator(1, "holdout", 5)))
+    assert not torch.equal(first, torch.rand(4, generator=generator(2, "sample", 5)))
+
+
+def test_noise_is_standard_and_the_offset_is_shared_by_pixels():
+    many = draw(0, list(range(200)), SHAPE, shared, 1000).noise
+    assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+    shift = draw(0, [0], SHAPE, shared, 1000, 2.0).noise - draw(0, [0], SHAPE, shared, 1000).noise
+    assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
+    assert shift[..., 0, 0].std() > 0.5
+
+
+def levels_of(kind, count=400, frames=8):
+    return torch.stack([kind(generator(0, i), frames, 1000) for i in range(count)])
+
+
+def test_shared_and_independent():
+    one, many = levels_of(shared), levels_of(independent)
+    assert (one == one[:, :1]).all() and not (many == many[:, :1]).all(1).any()
+    for found in (one, many):
+        assert found.min() >= 0 and found.max() < 1000 and abs(found.float().mean() - 500) < 60
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 4])
+def test_diagonal_is_a_window_of_the_queue(partitions):
+    rungs = torch.linspace(0, 999, partitions * 8).double().round().long().tolist()
+    found = levels_of(diagonal(partitions))
+    places = set()
+    for row in found.tolist():
+        first = rungs.index(row[-1]) - 7
+        places.add(first)
+        assert row == [rungs[max(0, first + i)] for i in range(8)]
+    assert places == set(range(-4, 8 * partitions - 7))  # every place, half a window below the head too
+
+
+def test_mixture_keeps_the_share():
+    found = levels_of(mixture(diagonal(2), 0.3), 1000)
+    assert abs((found != found[:, :1]).any(1).float().mean() - 0.3) < 0.05
+    assert (levels_of(mixture(diagonal(2), 0.0)) == levels_of(mixture(diagonal(2), 0.0))[:, :1]).all()

@@ -1,0 +1,94 @@
+"""What a training hands over: the trained parts under the names that other tools read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vidlose.checkpoints import forms, lora, names
+from vidlose.checkpoints.animatediff import motion_table, unet_table
+from vidlose.checkpoints.files import Weights, open_weights
+from vidlose.checkpoints.keymap import export
+from vidlose.checkpoints.ldm import PREFIX
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.checkpoints.videocrafter import unet_table as videocrafter_table
+from vidlose.config import FinetuneConfig
+from vidlose.io.files import part_of, publish
+from vidlose.models.animatediff import AnimateDiff
+from vidlose.models.unet import UNet
+from vidlose.recipes import convert
+from vidlose.training.stability import plain
+from vidlose.training.trainable import lora_layers
+
+MOTION, WHOLE, LORA, ADAPTER = "motion_module.safetensors", "unet.safetensors", "lora.safetensors", "motion_adapter"
+
+
+def planned(config: FinetuneConfig, model: VideoModel) -> list[str]:
+    """The files, or folders, that `write` will make."""
+    return [_name(form, config, model) for form in config.export if form != "none"]
+
+
+def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mapping[str, Any]) -> list[str]:
+    """Each of the config's forms, whole or not at all; the network has the weights that are meant.
+
+    Returns the names within `folder`. Raises InputError where tools are at work that plain weights cannot hold.
+    """
+    metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
+    for form in config.export:
+        target = folder / _name(form, config, model)
+        if form == "lora":
+            _save(target, _lora(model.unet), metadata)
+        elif form == "original":
+            _save(target, _original(config, model, plain(model.unet)), metadata)
+        elif form == "diffusers":
+            source = part_of(folder / f"adapter-{MOTION}")  # convert reads files
+            forms.save(source, export(bare := plain(model.unet), motion_table(bare)), metadata, None)
+            try:
+                made = convert.motion(source, "diffusers")
+                convert.write(made, target, None)
+            finally:
+                source.unlink(missing_ok=True)
+    return planned(config, model)
+
+
+def _name(form: str, config: FinetuneConfig, model: VideoModel) -> str:
+    if form == "original":
+        return MOTION if _is_motion(config, model) else WHOLE
+    return {"lora": LORA, "diffusers": ADAPTER, "none": ""}[form]
+
+
+def _is_motion(config: FinetuneConfig, model: VideoModel) -> bool:
+    """Is the motion module by itself all that was trained?"""
+    return isinstance(model.unet.family, AnimateDiff) and config.train in ("motion", "motion-lora")
+
+
+def _original(config: FinetuneConfig, model: VideoModel, bare: UNet) -> dict[str, Tensor] | Mapping[str, Tensor]:
+    """A motion module; AnimateDiff's trainer's file of the whole network; or a VideoCrafter checkpoint, what did not
+    train as its file has it."""
+    if isinstance(bare.family, AnimateDiff):
+        return export(bare, motion_table(bare) if _is_motion(config, model) else unet_table(bare))
+    tensors = export(bare, videocrafter_table(bare))
+    whole = next((part.tensors for part in model.unread if part.module is model.unet), None)
+    if not isinstance(whole, Weights):
+        return tensors
+    file = open_weights(whole.path)
+    trained = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    return Weights(file.path, file.shapes, lambda name: trained[name] if name in trained else file[name], file.metadata)
+
+
+def _lora(unet: UNet) -> dict[str, Tensor]:
+    table = names(unet)[0]
+    updates = []
+    for layer in lora_layers(unet):
+        key = table[f"{layer.name}.weight"]
+        shape = key.shape(layer.up.new_empty(layer.up.shape[0], layer.down.shape[1]).shape)
+        target = lora.Target(key.name.removesuffix(".weight"), shape, unet, layer.name)
+        updates.append(lora.Update(target, layer.down, layer.up, layer.scale))
+    return lora.repack(updates)
+
+
+def _save(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    part = part_of(target)
+    forms.save(part, tensors, metadata, None)
+    publish(part, target)

@@ -1,0 +1,248 @@
+"""Data of a training: files or drawn clips -> batches of posteriors and text, cached or encoded as they come."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import FinetuneConfig
+from vidlose.io.clips import ClipSet, Dataset, Drawn, Sample, load, positions, survey
+from vidlose.io.latent_cache import LatentCache, TextCache
+from vidlose.io.memo import Memo
+from vidlose.io.sources import find, hold_out
+from vidlose.models.autoencoder import from_uint8
+from vidlose.recipes.runtime import Reporter
+from vidlose.training.draws import draw
+from vidlose.training.levels import Levels
+from vidlose.training.parallel import Processes
+from vidlose.training.trainer import Batch
+from vidlose.world import captions, scene
+
+T = TypeVar("T")
+WORLD = 10_000  # clips to an epoch of drawn ones
+
+
+@dataclass(frozen=True)
+class Window:
+    """Of every clip: frames, and pixels (width, height)."""
+
+    frames: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What trains, and what is kept to measure on. drawn: of the world, not of files. captions: of files, all."""
+
+    train: Dataset
+    held: Dataset | None
+    drawn: bool
+    captions: Sequence[str] = ()
+
+
+def drawn(config: FinetuneConfig, window: Window) -> Data:
+    """Clips of the world; those held out are of another seed."""
+
+    def clips(seed: int) -> Drawn:
+        def one(index: int) -> tuple[np.ndarray, str]:
+            frames, truth = scene.clip(seed, index, window.frames, size=window.size[0])
+            return frames, captions.caption(truth.attributes, random.Random(f"{seed} {index}"))
+
+        return Drawn(one, WORLD)
+
+    return Data(clips(config.seed), clips(config.seed + 1) if config.held_out else None, drawn=True)
+
+
+def of_files(config: FinetuneConfig, window: Window, model: VideoModel, report: Reporter) -> Data:
+    """Clips of files, through the cache where there is one, which is filled first. Raises InputError."""
+    items = find(config.data, captions=config.captions, root=config.data_root)
+    train, held = hold_out(items, min(config.held_out, len(items) // 4), config.seed)
+    folder = Path(config.cache) if config.cache else None
+    memo = Memo(folder / "files.jsonl" if folder else None)
+    cache = None
+    if folder:
+        # Content, not names: another autoencoder makes other entries.
+        cache = LatentCache(
+            folder,
+            autoencoder=content(model.vae),
+            size=window.size,
+            memo=memo,
+            dtype=config.cache_dtype,
+            step=config.cache_step,
+            say=report.say,
+        )
+
+    def clips(items: Sequence, config: FinetuneConfig, *, shuffle: bool) -> ClipSet:
+        films = survey(
+            items,
+            config,
+            window.frames,
+            memo=memo,
+            say=report.say,
+            progress=lambda done, total: report.progress("files", done, total),
+        )
+        return ClipSet(
+            films,
+            config,
+            frames=window.frames,
+            size=window.size,
+            seed=config.seed,
+            shuffle=shuffle,
+            cache=cache,
+            say=report.say,
+        )
+
+    sets = [clips(train, config, shuffle=True)]
+    if held:  # measured always on the same clips
+        clip = "middle" if config.clips in ("auto", "random") else config.clips
+        sets.append(clips(held, replace(config, clips=clip, flip=0.0), shuffle=False))
+    if cache:
+        for one in sets:
+            fill(cache, one, config, model, report)
+    texts = sorted({item.caption for item in items})
+    return Data(sets[0], sets[1] if held else None, drawn=False, captions=texts)
+
+
+def fill(cache: LatentCache, clips: ClipSet, config: FinetuneConfig, model: VideoModel, report: Reporter) -> None:
+    """Whatever the clips can ask for and the cache has not."""
+    tally = None
+    for tally in cache.fill(
+        clips.requests(), encoder(model), batch=model.vae.batch, strict=config.bad_files == "error"
+    ):
+        report.progress("latents", tally.done, tally.total)
+    if tally:
+        report.event("cached", what="latents", made=tally.made, reused=tally.reused, failed=tally.failed)
+
+
+def encoder(model: VideoModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """uint8 `[N H W 3]` -> mean and std `[N C h w]`, scaled, on the CPU."""
+
+    @torch.no_grad()
+    def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = model.vae.posterior(from_uint8(frames).to(model.device))
+        return mean.cpu(), std.cpu()
+
+    return encode
+
+
+class Texts:
+    """Captions -> states `[B L D]`: from the cache, or encoded and remembered."""
+
+    def __init__(self, config: FinetuneConfig, model: VideoModel, captions: Sequence[str], report: Reporter) -> None:
+        self._cache = None
+        encode = model.encode
+        if config.cache:
+            self._cache = TextCache(
+                Path(config.cache), encoder=content(model.text_encoder), dtype=config.cache_dtype, say=report.say
+            )
+            for tally in self._cache.fill(["", *captions], lambda texts: encode(texts).cpu()):
+                report.progress("texts", tally.done, tally.total)
+        self._known = lru_cache(maxsize=4096)(lambda text: encode([text])[0].cpu())
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        if self._cache:
+            return torch.stack([self._cache.read(caption) for caption in captions]).float()
+        return torch.stack([self._known(caption) for caption in captions])
+
+
+class Collator:
+    """Samples with their global numbers -> a Batch."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: VideoModel,
+        levels: Levels,
+        texts: Texts | None,
+        *,
+        fps: float,
+        timesteps: int,
+    ) -> None:
+        self.config, self.levels, self.texts, self.fps, self.timesteps = config, levels, texts, fps, timesteps
+        self._encode = encoder(model)
+
+    def __call__(self, samples: Sequence[Sample], indices: Sequence[int], *, measured: bool = False) -> Batch:
+        """measured: of clips held out, whose draws are another stream's and whose captions stay."""
+        posteriors = [self._posterior(sample) for sample in samples]
+        frames = max(len(mean) for mean, _ in posteriors)
+        mean, std = (
+            torch.stack([_padded(pair[part], frames) for pair in posteriors]).transpose(1, 2).contiguous()
+            for part in (0, 1)
+        )  # [B C F h w]
+        lengths = torch.tensor([len(one) for one, _ in posteriors])
+        mask = None if (lengths == frames).all() else torch.arange(frames) < lengths[:, None]
+        captions = [sample.caption for sample in samples]
+        draws = draw(
+            self.config.seed + measured,
+            list(indices),
+            (mean.shape[1], *mean.shape[2:]),
+            self.levels,
+            self.timesteps,
+            0.0 if measured else self.config.noise_offset,
+        )
+        if measured:
+            draws = replace(draws, drop=torch.ones_like(draws.drop))
+        text = self.texts(captions) if self.texts else None
+        return Batch(mean, std, captions, text, draws, self.fps, mask)
+
+    def _posterior(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        if sample.posterior:
+            return sample.posterior.mean.float(), sample.posterior.std.float()
+        assert sample.frames is not None
+        return self._encode(sample.frames)
+
+
+def _grouped(things: Iterable[T], count: int) -> Iterator[list[T]]:
+    """(a b c d e) by 2 -> [a b] [c d] [e]."""
+    coming = iter(things)
+    return iter(lambda: list(islice(coming, count)), [])
+
+
+def _padded(frames: Tensor, length: int) -> Tensor:
+    """`[f C h w]` -> `[F C h w]`, the last frame repeated: a picture beside clips."""
+    return torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
+
+
+def batches(
+    data: Dataset, collate: Collator, config: FinetuneConfig, processes: Processes, place: int
+) -> Iterator[list[Batch]]:
+    """This process's share of every step from `place` on."""
+
+    def indices() -> Iterator[range]:
+        return positions(place * config.accumulate, config.batch_size, processes.rank, processes.count)
+
+    loaded = load(data, indices(), workers=config.workers)
+    try:
+        for micro in _grouped(zip(indices(), loaded, strict=False), config.accumulate):
+            yield [collate(samples, numbers) for numbers, samples in micro]
+    finally:
+        loaded.close()
+
+
+def held_batches(data: Data, collate: Collator, config: FinetuneConfig) -> list[Batch]:
+    """The clips kept from training, each once."""
+    if data.held is None:
+        return []
+    count = config.held_out if data.drawn else min(config.held_out, len(data.held))
+    return [
+        collate([data.held[i] for i in numbers], numbers, measured=True)
+        for numbers in _grouped(range(count), config.batch_size)
+    ]
+
+
+def content(module: torch.nn.Module) -> str:
+    """sha256 of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""Which noise levels the frames of a training clip stand at: timesteps [F] of a schedule."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+Levels = Callable[[Generator, int, int], Tensor]
+"""(draws, frames F, timesteps T) -> int64 `[F]`."""
+
+
+def shared(generator: Generator, frames: int, timesteps: int) -> Tensor:
+    """One level for the clip, as these models were trained."""
+    return torch.randint(timesteps, (1,), generator=generator).expand(frames)
+
+
+def independent(generator: Generator, frames: int, timesteps: int) -> Tensor:
+    """Every frame at its own (Chen et al. 2024, Diffusion Forcing)."""
+    return torch.randint(timesteps, (frames,), generator=generator)
+
+
+def diagonal(partitions: int) -> Levels:
+    """A window of FIFO's queue (Kim et al. 2024): F neighbouring rungs of n F, at any place where a window may stand.
+
+    With lookahead the first windows reach half a window below the queue, where frames stand at the cleanest rung.
+    """
+
+    def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
+        rungs = torch.linspace(0, timesteps - 1, partitions * frames, dtype=torch.float64).round().long()
+        places = len(rungs) - frames + frames // 2 + 1
+        first = torch.randint(places, (1,), generator=generator) - frames // 2
+        return rungs[(first + torch.arange(frames)).clamp_min(0)]
+
+    return draw
+
+
+def mixture(levels: Levels, share: float) -> Levels:
+    """`levels` for this share of the clips, one shared level for the others."""
+
+    def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
+        # Drawn in any case: what follows does not depend on the share.
+        chosen = torch.rand((), generator=generator) < share
+        one, other = levels(generator, frames, timesteps), shared(generator, frames, timesteps)
+        return one if chosen else other
+
+    return draw
