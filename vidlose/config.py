@@ -490,6 +490,8 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             raise InputError("--init random forgets the whole network, so that all of it must train: --train full")
         if self.train_text_encoder and self.train != "full":
             raise InputError("--train-text-encoder goes with --train full")
+        if self.train_text_encoder and "diffusers" not in self.export:
+            raise InputError("--train-text-encoder: the whole model is exported by --export diffusers alone")
         if self.train == "motion-lora" and set(self.export) - {"lora", "original"}:
             raise InputError("--train motion-lora exports a lora, or original with its update merged")
         if "lora" in self.export and self.train != "motion-lora":

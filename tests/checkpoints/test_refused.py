@@ -4,13 +4,14 @@ import gzip
 import os
 import pickle
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from tests.checkpoints import assembly
 from tests.checkpoints.assembly import BASES, CPU, HEADER, MOTION_HEADER, Tensors
@@ -155,7 +156,7 @@ def test_pickles_of_more_than_tensors(refused, tmp_path, unet):
             return exec, (f"open({str(mark)!r}, 'w')",)
 
     path = tmp_path / "model.ckpt"
-    for hostile, what in ((Code(), "(posix|nt|os).system"), (Exec(), "builtins.exec"), (refused, "")):
+    for hostile, what in ((Code(), "(posix|nt|os).system"), (Exec(), "(builtins.)?exec"), (refused, "")):
         for legacy in (False, True):
             if what:
                 assembly.pickle(path, {"state_dict": {"a.weight": torch.ones(1)}, "x": hostile}, legacy)
@@ -163,7 +164,7 @@ def test_pickles_of_more_than_tensors(refused, tmp_path, unet):
                 assert _search(rf"is a pickle of more than tensors \(it wants {what}\), refused as it could run", line)
     path.write_bytes(pickle.dumps(Code()))
     assert _search("is a pickle of more than tensors|damaged", refused(path))
-    zipped(path, **{"archive/data.pkl": pickle.dumps(Code()), "archive/version": b"3"})
+    zipped(path, **{"archive/data.pkl": pickle.dumps(Code(), protocol=2), "archive/version": b"3"})
     assert "is a pickle of more than tensors" in refused(path)
     assert not mark.exists()
 
@@ -176,9 +177,6 @@ def test_pickles_without_weights(refused, tmp_path):
     optimizer.step()
     itself: dict = {}
     itself["state_dict"] = itself
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
     for content, said in (
         (optimizer.state_dict(), "holds no weights, only 'param_groups', 'state'"),
         ({"optimizer": optimizer.state_dict(), "step": 3}, "holds no weights, only 'optimizer', 'step'"),
@@ -196,15 +194,20 @@ def test_pickles_without_weights(refused, tmp_path):
 
 
 def test_deep_nests(refused, tmp_path):
-    """A pickle of lists in lists, as pickle itself would not write it, and a header of them."""
-    deep = b"\x80\x02" + b"]" * 1_000_000 + b"a" * 999_999 + b"."
+    """Lists in lists, deeper than Python recurses."""
+    deep = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
     zipped(tmp_path / "deep.pt", **{"archive/data.pkl": deep, "archive/version": b"3"})
-    assert "holds no weights" in refused(tmp_path / "deep.pt")
-    inside = b"\x80\x02}(U\x01aX" + (8).to_bytes(4, "little") + b"metadata" + deep[2:-1] + b"u."
-    zipped(tmp_path / "inside.pt", **{"archive/data.pkl": inside, "archive/version": b"3"})
-    assert _search("holds no weights|damaged", refused(tmp_path / "inside.pt"))
-    nest = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
-    (tmp_path / "x.safetensors").write_bytes(len(nest).to_bytes(8, "little") + nest)
+    assert "holds no weights, only list" in refused(tmp_path / "deep.pt")
+    nest: list = []
+    for _ in range(3000):
+        nest = [nest]
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    assembly.pickle(tmp_path / "inside.pt", {"a.weight": torch.ones(1), "notes": nest})
+    sys.setrecursionlimit(before)
+    assert "damaged: maximum recursion depth exceeded" in refused(tmp_path / "inside.pt")
+    header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert "damaged" in refused(tmp_path / "x.safetensors")
 
 
@@ -242,7 +245,7 @@ def test_places(refused, tmp_path, base, module, monkeypatch):
     assert "give a file" in refused("/dev/zero")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "loop" in refused(tmp_path / "loop")
-    for name in ("x" * 300, "~nobody-of-this-name/x", f"{base}/inside", f"{base}/", "/proc/self/mem/x"):
+    for name in ("x" * 300, "~nobody-of-this-name/x", f"{base}/inside", "/proc/self/mem/x"):
         assert _search("no file or folder|cannot read", refused(name))
 
 
@@ -280,16 +283,16 @@ def test_folders(refused, tmp_path, unet, module):
     [
         ("unet", {"attention_head_dim": 3}),
         ("unet", {"attention_head_dim": 0}),
-        ("unet", {"attention_head_dim": "8"}),
+        ("unet", {"attention_head_dim": "eight"}),
+        ("unet", {"attention_head_dim": [4, 8]}),
         ("unet", {"attention_head_dim": []}),
         ("unet", {"attention_head_dim": -4}),
         ("vae", {"norm_num_groups": 0}),
         ("vae", {"norm_num_groups": 7}),
-        ("vae", {"norm_num_groups": "32"}),
+        ("vae", {"norm_num_groups": None}),
         ("vae", {"scaling_factor": "much"}),
         ("vae", {"scaling_factor": 0}),
         ("vae", {"scaling_factor": float("nan")}),
-        ("vae", {"scaling_factor": None}),
         ("vae", {"shift_factor": 0.1}),
         ("text_encoder", {"num_attention_heads": 3, "hidden_act": "gelu"}),
         ("text_encoder", {"num_attention_heads": None}),
@@ -397,8 +400,10 @@ def test_sdxl_and_sd2_in_folders(refused, tmp_path, unet, module):
 def test_swapped_options(refused, tmp_path, base, module, golden, videocrafter_file):
     lora = golden("animatediff/mm_v2/motion_lora").file
     whole = videocrafter_file("vc2_tiny")
+    ones = {name: torch.ones(2, 2) for name in load_file(module)}
+    wide = assembly.save(tmp_path / "wide.safetensors", {name: t for name, t in ones.items() if ".pe" not in name})
     assert _search(
-        "is an AnimateDiff motion module, and --model wants .*use: --model FILE --motion-module FILE", refused(module)
+        "is an AnimateDiff motion module, and --model wants .*use: --model BASE --motion-module FILE", refused(module)
     )
     assert "is a Stable Diffusion 1.5 base, and --motion-module wants" in refused(base, motion_module=base)
     assert "is a VideoCrafter2 checkpoint, and --motion-module wants" in refused(base, motion_module=whole)
@@ -413,7 +418,8 @@ def test_swapped_options(refused, tmp_path, base, module, golden, videocrafter_f
         base, motion_module=module, lora=[module]
     )
     assert "update motion modules, and the model has none" in refused(whole, lora=[lora])
-    assert "leave --motion-module out" in refused("random", motion_module=module)
+    assert "has no motion modules: leave --motion-module out" in refused("random:videocrafter2", motion_module=module)
+    assert "the model has" in refused("random", motion_module=wide)
     assert "unknown family of random model 'x'" in refused("random:x")
 
 
@@ -544,7 +550,7 @@ def test_scalars_in_every_place(refused, tmp_path, unet, motion, base, module):
     """Shapes that are no shapes of a layer, one tensor after the other, wherever sizes are read."""
     whole = assembly.ldm_base(unet)
     names = [name for name in whole if name.endswith((".weight", "conv_out.bias")) and "." in name]
-    for name in names[:: len(names) // 40]:
-        for odd in (torch.tensor(1.0), torch.ones(0), torch.ones(1), torch.ones(1, 1, 1, 1, 1)):
+    for i, name in enumerate(names[:: len(names) // 30]):
+        for odd in (torch.tensor(1.0), (torch.ones(0), torch.ones(1), torch.ones(1, 1, 1, 1, 1))[i % 3]):
             path = assembly.save(tmp_path / "x.safetensors", {**whole, name: odd}, HEADER)
             assert str(path) in refused(path, motion_module=module)

@@ -24,7 +24,9 @@ def _picture(i: int, width: int, height: int) -> np.ndarray:
 def film() -> Film:
     """`film(path, frames)`: a film of moving waves, aged so that what is known of it is remembered."""
 
-    def make(path: Path, frames: int = 12, *, width: int = 48, height: int = 32, fps: float = 8, first: int = 0) -> Path:
+    def make(
+        path: Path, frames: int = 12, *, width: int = 48, height: int = 32, fps: float = 8, first: int = 0
+    ) -> Path:
         with Encoder(path, format_of(str(path), None), width=width, height=height, fps=fps) as out:
             for i in range(first, first + frames):
                 out.write(_picture(i, width, height))

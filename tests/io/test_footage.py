@@ -40,7 +40,7 @@ def opened(path: Path, threshold: float | None = None) -> Footage:
 def films(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Callable[..., None]) -> Path:
     """The same 150 frames at 25 a second, in many containers; audio begins at another time."""
     folder = tmp_path_factory.mktemp("films")
-    source = "-f lavfi -i testsrc2=size=96x64:rate=25:duration=6 -f lavfi -i sine=duration=7".split()
+    source = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=6", "-f", "lavfi", "-i", "sine=duration=7"]
     for name, codec in CODECS.items():
         ffmpeg(*source, *(["-an"] if name.endswith("gif") else []), *codec.split(), folder / name)
     # An edit list: it begins in the middle of a group of pictures.
@@ -122,7 +122,13 @@ def test_what_cannot_be_decoded(films: Path, tmp_path: Path, ffmpeg: Callable[..
     (tmp_path / "cut.mp4").write_bytes((films / "b.mp4").read_bytes()[:20000])
     (tmp_path / "empty.mp4").touch()
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "sound.mp4")
-    reasons = {"noise": "", "cut": "moov atom not found", "empty": "", "sound": "no video inside", "gone": "no such file"}
+    reasons = {
+        "noise": "",
+        "cut": "moov atom not found",
+        "empty": "",
+        "sound": "no video inside",
+        "gone": "no such file",
+    }
     for name, reason in reasons.items():
         with pytest.raises(InputError) as caught:
             Survey.of(tmp_path / f"{name}.mp4")

@@ -28,7 +28,9 @@ def failure(*data: Path | str, **options: str) -> str:
 
 
 def test_a_folder_in_order_with_texts_beside(tmp_path: Path) -> None:
-    touch(tmp_path, "b.MP4", "a.webm", "sub/c.png", "näch té 夜.mkv", ".hidden.mp4", ".cache/x.mp4", "notes.md", "a.csv")
+    touch(
+        tmp_path, "b.MP4", "a.webm", "sub/c.png", "näch té 夜.mkv", ".hidden.mp4", ".cache/x.mp4", "notes.md", "a.csv"
+    )
     for name in ("b", "a", "sub/c", "näch té 夜"):
         (tmp_path / f"{name}.txt").write_text(f"\ufeff  a film\nof {name} \n", encoding="utf-8")
     names = ["a.webm", "b.MP4", "näch té 夜.mkv", "sub/c.png"]
@@ -55,7 +57,9 @@ def test_one_video(tmp_path: Path) -> None:
 def test_a_csv_beside_its_files(tmp_path: Path, columns: str) -> None:
     rest = ",x" if columns.endswith("more") else ""
     table = tmp_path / "list.csv"
-    table.write_text(f'\ufeff{columns}\nb.mp4,"a cat, ""asleep"""{rest}\nsub/a.mp4,ein Hündchen{rest}\n', encoding="utf-8")
+    table.write_text(
+        f'\ufeff{columns}\nb.mp4,"a cat, ""asleep"""{rest}\nsub/a.mp4,ein Hündchen{rest}\n', encoding="utf-8"
+    )
     assert told(find([str(table)]), tmp_path) == [("b.mp4", 'a cat, "asleep"'), ("sub/a.mp4", "ein Hündchen")]
 
 

@@ -25,16 +25,13 @@ def load(config: ModelConfig) -> VideoModel:
     or a VideoCrafter file. Raises CheckpointError, InputError for an unknown family of random model.
     """
     kind, _, family = config.model.partition(":")
-    if kind == "random":
-        model = _random(config, family)
-    else:
-        try:
-            model = _open(config)
-        except VidloseError:
-            raise
-        except Exception as error:  # odd sizes and configs: whatever layers raise that cannot be made of them
-            given = " with ".join(filter(None, (config.model, config.motion_module, config.vae)))
-            raise CheckpointError(f"{given}: no network can be made of these sizes: {first_line(error)}") from error
+    try:
+        model = _random(config, family) if kind == "random" else _open(config)
+    except VidloseError:
+        raise
+    except Exception as error:  # odd sizes: whatever layers raise that cannot be made of them
+        given = " with ".join(filter(None, (config.model, config.motion_module, config.vae)))
+        raise CheckpointError(f"{given}: no network can be made of these sizes: {first_line(error)}") from error
     files = dict.fromkeys(part.tensors.path for part in model.unread if isinstance(part.tensors, Weights))
     # One set of targets, as updates of one weight are summed by them.
     targets = lora.targets(model.unet, *names(model.unet), text=model.text_encoder.clip) if config.lora else {}
@@ -64,14 +61,18 @@ def _open(config: ModelConfig) -> VideoModel:
 
 
 def _random(config: ModelConfig, family: str) -> VideoModel:
-    for option, given in (
-        ("--motion-module", config.motion_module),
-        ("--vae", config.vae),
-        ("--norm-mode", config.norm_mode != "auto"),
-    ):
+    for option, given in (("--vae", config.vae), ("--norm-mode", config.norm_mode != "auto")):
         if given:
             raise InputError(f"{config.model} is made up whole: leave {option} out")
-    return random.load(family) if family else random.load()
+    model = random.load(family) if family else random.load()
+    if config.motion_module is None:
+        return model
+    if not isinstance(model.unet.family, AnimateDiff):
+        raise InputError(f"{config.model} has no motion modules: leave --motion-module out")
+    motion = animatediff.open_motion(locate(config.motion_module))
+    part = animatediff.motion_part(model.unet, motion)
+    part.check()
+    return replace(model, unread=(part,)).as_trained(motion.weights.metadata)
 
 
 def _lora(spec: str, targets: Targets) -> tuple[Path, list[Update], float]:

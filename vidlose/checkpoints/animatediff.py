@@ -1,6 +1,5 @@
 """AnimateDiff's files: Stable Diffusion 1.5, in diffusers' names or latent-diffusion's, and a motion module."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Modules, Part, Table, expand, leaves, summary
 from vidlose.checkpoints.ldm import PLAIN, Layout
 from vidlose.checkpoints.recognise import expect, motion_form, motion_version
-from vidlose.checkpoints.source import config_of, locate, open_part
+from vidlose.checkpoints.source import config_of, locate, open_part, whole_number
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.config import ModelConfig
 from vidlose.diffusion.schedule import NoiseSchedule
@@ -109,23 +108,23 @@ def open_model(base: Base, config: ModelConfig) -> VideoModel:
             f"{config.model} is a Stable Diffusion 1.5 base, of single pictures: give a --motion-module too"
         )
     motion = open_motion(locate(config.motion_module))
+    base.layout.divide(base.heads, str(base.unet.path))
+    base.layout.divide(motion.heads, str(motion.weights.path))
     norms = motion.form if config.norm_mode == "auto" else config.norm_mode
     with torch.device("meta"):
         unet = UNet(facts(base.layout, base.heads, motion, norms == "original"))
     set_positions(unet)
     base_names = ldm_table(unet, "") if base.is_ldm else base_table(unet)
-    motion_names = motion_table(unet, motion.form)
-    computed = frozenset(key.name for name, key in motion_names.items() if name.endswith(".positions"))
     vae = open_vae(locate(config.vae)) if config.vae else base.vae
     if vae is None:
         raise CheckpointError(f"{config.model} has no autoencoder: give one with --vae")
     parts = (
         Part(unet, base.unet, base_names, str(base.unet.path)),
-        Part(unet, motion.weights, motion_names, str(motion.weights.path), optional=computed),
+        motion_part(unet, motion),
         vae[1],
         base.text[1],
     )
-    return VideoModel(
+    model = VideoModel(
         name=config.model,
         family=f"animatediff-{motion.version}",
         unet=unet,
@@ -136,6 +135,14 @@ def open_model(base: Base, config: ModelConfig) -> VideoModel:
         defaults=Defaults(width=512, height=512),
         unread=parts,
     )
+    return model.as_trained(motion.weights.metadata)
+
+
+def motion_part(unet: UNet, motion: Motion) -> Part:
+    """How the network's motion modules are filled; position tables are computed where the file has none."""
+    table = motion_table(unet, motion.form)
+    computed = frozenset(key.name for name, key in table.items() if name.endswith(".positions"))
+    return Part(unet, motion.weights, table, str(motion.weights.path), optional=computed)
 
 
 def open_single(weights: Weights) -> Base:
@@ -149,11 +156,11 @@ def open_single(weights: Weights) -> Base:
     unet, vae, text = (weights.under(prefix) for prefix in prefixes)
     return Base(
         _square(ldm.layout(unet.shapes, what), what),
-        heads=int(weights.metadata.get("heads", 8)),
+        heads=whole_number(weights.metadata.get("heads", 8), "heads", what),
         unet=unet,
         is_ldm=True,
         vae=open_autoencoder(vae, None, what) if vae else None,
-        text=clip.open_text_encoder(text, _text_facts(weights), what),
+        text=clip.open_text_encoder(text, clip.header(weights), what),
     )
 
 
@@ -168,7 +175,7 @@ def open_folder(path: Path) -> Base:
     heads = config_of(path / "unet").get("attention_head_dim", 8)  # diffusers' name for the number of heads
     return Base(
         _square(layout(unet.shapes, str(unet.path)), str(unet.path)),
-        heads=heads if isinstance(heads, int) else heads[0],
+        heads=whole_number(heads, "attention_head_dim", str(unet.path)),
         unet=unet,
         is_ldm=False,
         vae=open_vae(vae) if vae.is_dir() else None,
@@ -198,7 +205,7 @@ def open_motion(path: Path, option: str = "--motion-module") -> Motion:
     if odd := next((name for name, shape in tables.items() if len(shape) != 3), None):
         raise CheckpointError(f"{what}: {odd} is {tuple(tables[odd])}, and a position table has three axes")
     frames = config.get("motion_max_seq_length")
-    frames = None if frames is None else _number(frames, "motion_max_seq_length", what)
+    frames = None if frames is None else whole_number(frames, "motion_max_seq_length", what)
     form, version = motion_form(weights.shapes), motion_version(weights.shapes, frames)
     if form is None or version is None:
         raise CheckpointError(
@@ -206,16 +213,7 @@ def open_motion(path: Path, option: str = "--motion-module") -> Motion:
         )
     length = next((shape[1] for shape in tables.values()), frames) or POSITIONS[version]
     heads = config.get("motion_num_attention_heads", weights.metadata.get("motion_heads", 8))
-    return Motion(form, version, length, _number(heads, "motion_num_attention_heads", what), weights)
-
-
-def _number(value: object, name: str, what: str) -> int:
-    """Of a config or a header, where a list has one for every level. Raises CheckpointError for what is none, and for
-    levels that differ."""
-    texts = {str(one) for one in value} if isinstance(value, list) else {str(value)}
-    if len(texts) != 1 or not re.fullmatch("[1-9][0-9]{0,5}", text := texts.pop()):
-        raise CheckpointError(f"{what}: {name} is {str(value)[:60]}, and must be one whole number")
-    return int(text)
+    return Motion(form, version, length, whole_number(heads, "motion_num_attention_heads", what), weights)
 
 
 def _square(layout: Layout, what: str) -> Layout:
@@ -223,12 +221,6 @@ def _square(layout: Layout, what: str) -> Layout:
     if layout.channels_in != layout.channels_out:
         raise CheckpointError(f"{what}: its U-Net takes {layout.channels_in} channels and gives {layout.channels_out}")
     return layout
-
-
-def _text_facts(weights: Weights) -> dict[str, int]:
-    """What a file's header says of its text encoder."""
-    heads = weights.metadata.get("text_heads")
-    return {"num_attention_heads": int(heads)} if heads else {}
 
 
 def set_positions(unet: UNet) -> None:

@@ -1,5 +1,6 @@
 """Files of the image autoencoder: diffusers' names, old and new, and latent-diffusion's `first_stage_model`."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from torch import Size
 
 from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Part, Table, expand, leaves, same, shapes_of
+from vidlose.checkpoints.source import whole_number
 from vidlose.errors import CheckpointError
 from vidlose.models.autoencoder import FrameAutoencoder
 
@@ -51,13 +53,16 @@ def open_autoencoder(tensors: Weights, config: Mapping[str, Any] | None, what: s
             block_out_channels=channels,
             layers_per_block=layers,
             latent_channels=latents,
-            norm_num_groups=config.get("norm_num_groups", 32),
+            norm_num_groups=whole_number(config.get("norm_num_groups", 32), "norm_num_groups", what),
             mid_block_add_attention=attends,
         )
+    scaling = SCALING if config.get("scaling_factor") is None else config["scaling_factor"]
+    if not isinstance(scaling, int | float) or not 0 < scaling < math.inf:
+        raise CheckpointError(f"{what}: scaling_factor is {str(scaling)[:60]!r}, and must be a number above 0")
     if config.get("shift_factor"):
         raise CheckpointError(f"{what}: its latents are shifted (shift_factor): an autoencoder of another model family")
     table = ldm_table(kl, len(channels), layers) if is_ldm else same(kl)
-    return FrameAutoencoder(kl, config.get("scaling_factor", SCALING)), Part(kl, tensors, table, what, fp32=True)
+    return FrameAutoencoder(kl, scaling), Part(kl, tensors, table, what, fp32=True)
 
 
 def _modern(name: str) -> str:

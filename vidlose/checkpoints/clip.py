@@ -8,6 +8,7 @@ from torch import Size
 
 from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Part, same, shapes_of
+from vidlose.checkpoints.source import whole_number
 from vidlose.errors import CheckpointError
 from vidlose.models.image_encoder import ImageEncoder, VisionConfig
 from vidlose.models.text_encoder import SD15_TEXT, TextConfig, TextEncoder
@@ -27,6 +28,12 @@ def open_text_encoder(tensors: Weights, config: Mapping[str, Any] | None, what: 
     return encoder, Part(encoder.clip, tensors, same(encoder.clip), what, fp32=True)
 
 
+def header(weights: Weights) -> dict[str, str]:
+    """What a file's own metadata says of its text encoder, as a folder's config.json would."""
+    heads = weights.metadata.get("text_heads")
+    return {} if heads is None else {"num_attention_heads": heads}
+
+
 def _bare(name: str) -> str | None:
     name = name.removeprefix("text_model.")
     # Numbers 0 to 76, which old files hold and nobody reads; and a projection for image-text similarity.
@@ -41,16 +48,21 @@ def text_config(shapes: Mapping[str, Size], config: Mapping[str, Any], usual: Te
     if tokens is None or positions is None or ffn is None:
         raise CheckpointError(f"{what}: its text encoder is incomplete")
     width = tokens[1]
-    heads = config.get("num_attention_heads", HEADS.get(width))
-    if heads is None:
+    found, activation = config.get("num_attention_heads", HEADS.get(width)), config.get("hidden_act", usual.activation)
+    if found is None:
         raise CheckpointError(f"{what}: a text encoder {width} wide needs its config, for the number of heads")
+    heads = whole_number(found, "num_attention_heads", what)
+    if width % heads:
+        raise CheckpointError(f"{what}: its text encoder's {width} channels cannot be divided among {heads} heads")
+    if activation not in ("gelu", "quick_gelu"):
+        raise CheckpointError(f"{what}: hidden_act is {str(activation)[:60]!r}, which no CLIP text encoder has")
     layers = sum(name.endswith(".mlp.fc1.weight") for name in shapes)
     return TextConfig(
         width=width,
         layers=layers,
         heads=heads,
         ffn=ffn[0],
-        activation=config.get("hidden_act", usual.activation),
+        activation=activation,
         layer=usual.layer,
         pad=usual.pad,
         vocabulary=tokens[0],

@@ -116,7 +116,7 @@ def sniff(start: bytes) -> str:
     for magic, kind in MAGIC.items():
         if start.startswith(magic):
             return kind
-    if start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "html"
     return "text" if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start) else "unknown"
 
@@ -153,7 +153,7 @@ def _torch(path: Path, start: bytes) -> Weights:
     except pickle.UnpicklingError as error:
         what = _wanted(str(error))
         if what is None:
-            raise CheckpointError(f"{path} is a damaged pickle; download it again") from error
+            raise CheckpointError(f"{path} is a damaged pickle, or not torch's; download it again") from error
         raise CheckpointError(
             f"{path} is a pickle of more than tensors (it wants {what}), refused as it could run any code: take the"
             " publisher's .safetensors, or save its tensors alone where you trust it"

@@ -75,6 +75,11 @@ class Layout:
     attention: tuple[bool, ...]
     text_width: int
 
+    def divide(self, heads: int, what: str) -> None:
+        """Raises CheckpointError where a level's channels are no multiple of the heads."""
+        if odd := [width for width in self.channels if width % heads]:
+            raise CheckpointError(f"{what}: {odd[0]} channels cannot be divided among {heads} heads")
+
 
 def layout(shapes: Mapping[str, Size], what: str) -> Layout:
     """Of a U-Net in these names, without prefix. Raises CheckpointError where the file lacks the first parts of one."""

@@ -52,6 +52,15 @@ def open_part(path: Path) -> Weights:
     raise CheckpointError(f"{path} holds no weights: expected {STEMS[0]}.safetensors or the like")
 
 
+def whole_number(value: object, name: str, what: str) -> int:
+    """Of a config or a header, where a list has one for every level. Raises CheckpointError for what is none, and for
+    levels that differ."""
+    texts = {str(one) for one in value} if isinstance(value, list) else {str(value)}
+    if len(texts) != 1 or not re.fullmatch("[1-9][0-9]{0,3}", text := texts.pop()):
+        raise CheckpointError(f"{what}: {name} is {str(value)[:60]!r}, and must be one whole number, at most 9999")
+    return int(text)
+
+
 def config_of(path: Path) -> dict[str, Any]:
     """config.json (or peft's adapter_config.json) of a part's folder, or of the folder the file lies in when it is
     that folder's own weights; {} where there is none. Raises CheckpointError for one that cannot be read."""

@@ -1,8 +1,8 @@
 """A model in parts: what every recipe is handed."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from vidlose.checkpoints import lora
 from vidlose.checkpoints.keymap import Part
 from vidlose.checkpoints.lora import Update
-from vidlose.diffusion.denoiser import Condition, Denoiser
+from vidlose.diffusion.denoiser import PREDICTIONS, Condition, Denoiser
 from vidlose.diffusion.schedule import NoiseSchedule
-from vidlose.errors import InputError
+from vidlose.errors import InputError, pick
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.image_encoder import ImageEncoder
 from vidlose.models.text_encoder import TextEncoder
@@ -81,6 +81,13 @@ class VideoModel:
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
+
+    def as_trained(self, metadata: Mapping[str, str]) -> "VideoModel":
+        """With the prediction and the schedule that a file's metadata says its network was taught."""
+        schedule = self.schedule.zero_terminal() if metadata.get("zero_terminal_snr") == "True" else self.schedule
+        prediction = metadata.get("prediction", self.prediction)
+        pick(PREDICTIONS, prediction, "prediction")
+        return replace(self, prediction=prediction, schedule=schedule)
 
     def denoiser(self) -> Denoiser:
         return Denoiser(self.unet, self.prediction)

@@ -11,11 +11,11 @@ from vidlose.checkpoints import ldm, openclip
 from vidlose.checkpoints.animatediff import open_vae
 from vidlose.checkpoints.autoencoder import PREFIX as VAE_PREFIX
 from vidlose.checkpoints.autoencoder import open_autoencoder
-from vidlose.checkpoints.clip import empty_image_encoder, empty_text_encoder, text_config
+from vidlose.checkpoints.clip import empty_image_encoder, empty_text_encoder, header, text_config
 from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Part, Table, expand, same, shapes_of, summary
 from vidlose.checkpoints.recognise import describe
-from vidlose.checkpoints.source import locate
+from vidlose.checkpoints.source import locate, whole_number
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.config import ModelConfig
 from vidlose.diffusion.schedule import NoiseSchedule
@@ -85,7 +85,7 @@ def open_model(weights: Weights, family: str, config: ModelConfig) -> VideoModel
     vae = open_vae(locate(config.vae)) if config.vae else open_autoencoder(weights.under(VAE_PREFIX), None, what)
     text = _open_text(weights.under(TEXT), what)
     image = _open_image(weights, what) if network.image else None
-    return VideoModel(
+    model = VideoModel(
         name=config.model,
         family=family,
         unet=unet,
@@ -97,13 +97,13 @@ def open_model(weights: Weights, family: str, config: ModelConfig) -> VideoModel
         defaults=OWN_DEFAULTS.get(family, DEFAULTS),
         unread=(Part(unet, tensors, unet_table(unet, ""), what), vae[1], text[1], *(image[1:] if image else ())),
     )
+    return model.as_trained(weights.metadata)
 
 
 def _open_text(tensors: Weights, what: str) -> tuple[TextEncoder, Part]:
     """OpenCLIP's text tower, whose last layer is in the file and not run."""
     renamed = openclip.text(tensors, what)
-    heads = {"num_attention_heads": int(tensors.metadata["text_heads"])} if "text_heads" in tensors.metadata else {}
-    encoder = empty_text_encoder(text_config(shapes_of(renamed), heads, VIDEOCRAFTER_TEXT, what))
+    encoder = empty_text_encoder(text_config(shapes_of(renamed), header(tensors), VIDEOCRAFTER_TEXT, what))
     return encoder, Part(encoder.clip, renamed, same(encoder.clip), what, fp32=True)
 
 
@@ -127,12 +127,13 @@ def _vision_config(
         tower[f"vision_model.embeddings.{name}.weight"].shape for name in ("patch_embedding", "position_embedding")
     )
     width, patch = patches[0], patches[-1]
-    heads = int(metadata.get("vision_heads", VISION_HEADS.get(width, 0)))
-    if not heads:
+    found = metadata.get("vision_heads", VISION_HEADS.get(width))
+    if found is None:
         raise CheckpointError(f"{what}: a vision tower {width} wide is none of OpenCLIP's")
+    heads = whole_number(found, "vision_heads", what)
     tokens: ResamplerConfig | ProjectionConfig
     if "latents" in head:
-        head_width = int(metadata.get("resampler_head", RESAMPLER_HEAD))
+        head_width = whole_number(metadata.get("resampler_head", RESAMPLER_HEAD), "resampler_head", what)
         tokens = ResamplerConfig(
             width=head["latents"].shape[2],
             layers=sum(name.endswith("to_q.weight") for name in head),
@@ -183,6 +184,7 @@ def facts(shapes: Mapping[str, Size], what: str) -> VideoCrafter:
     table = next(
         (shape for name, shape in shapes.items() if name.endswith("relative_position_k.embeddings_table")), None
     )
+    layout.divide(head[0] // HEAD_HEADS, what)
     return VideoCrafter(
         channels=layout.channels,
         blocks=layout.blocks,

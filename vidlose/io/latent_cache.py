@@ -147,14 +147,14 @@ class LatentCache:
     def _file(self, footage: Footage, block: int, flip: bool) -> Path:
         return self._entries.file([self._memo.digest(footage.path), block, flip])
 
-    def _sound(self, footage: Footage, block: int, flip: bool) -> bool:
-        rows = self._rows(footage, block)
-        return self._entries.sound(self._file(footage, block, flip), {"mean": (4, rows), "std": (4, rows)})
+    def _wanted(self, footage: Footage, block: int) -> dict[str, tuple[int, int | None]]:
+        return dict.fromkeys(("mean", "std"), (4, self._rows(footage, block)))
 
     def _fill_one(self, request: Request, blocks: list[int], encode: EncodeFrames, batch: int) -> Iterator[bool]:
         """Whether each entry had to be made."""
         footage, flip = request.footage, request.flip
-        missing = [block for block in blocks if not self._sound(footage, block, flip)]
+        files = {block: self._file(footage, block, flip) for block in blocks}
+        missing = [block for block in blocks if not self._entries.sound(files[block], self._wanted(footage, block))]
         yield from (False for _ in range(len(blocks) - len(missing)))
         # Blocks that follow on each other are decoded in one go.
         for _, run in groupby(enumerate(missing), lambda place: place[1] - place[0]):
@@ -165,11 +165,10 @@ class LatentCache:
             with closing(stream), closing(_ahead(_stacked(stream, sizes, flip))) as batches:
                 for block in together:
                     parts = islice(batches, len(_parts(self._rows(footage, block), batch)))
-                    yield self._make(footage, block, flip, parts, encode)
+                    yield self._make(footage, block, files[block], parts, encode)
 
-    def _make(self, footage: Footage, block: int, flip: bool, batches: Iterator[Tensor], encode: EncodeFrames) -> bool:
-        file = self._file(footage, block, flip)
-        if file.exists() and self._sound(footage, block, flip):  # by another process, meanwhile
+    def _make(self, footage: Footage, block: int, file: Path, batches: Iterator[Tensor], encode: EncodeFrames) -> bool:
+        if self._entries.whole(file, self._wanted(footage, block)):  # by another process, meanwhile
             for _ in batches:
                 pass
             return False
@@ -231,18 +230,20 @@ class _Entries:
         return self._folder / key[:2] / f"{key}.safetensors"
 
     def sound(self, file: Path, wanted: dict[str, tuple[int, int | None]]) -> bool:
-        """Whether it is there and whole, with tensors of so many dimensions, and so many rows where that is known."""
-        if not file.exists():
-            return False
+        """Whether it is there and whole; damage is said."""
+        whole = self.whole(file, wanted)
+        if not whole and file.exists():
+            self._say(f"{file} is damaged: it is made anew")
+        return whole
+
+    def whole(self, file: Path, wanted: dict[str, tuple[int, int | None]]) -> bool:
+        """Whether it holds tensors of so many dimensions, and so many rows where that is known."""
         try:
             with safe_open(file, "pt") as entry:
                 shapes = {name: entry.get_slice(name).get_shape() for name in wanted}
-            if all(len(shapes[name]) == n and rows in (None, shapes[name][0]) for name, (n, rows) in wanted.items()):
-                return True
         except (SafetensorError, OSError):
-            pass
-        self._say(f"{file} is damaged: it is made anew")
-        return False
+            return False
+        return all(len(shapes[name]) == n and rows in (None, shapes[name][0]) for name, (n, rows) in wanted.items())
 
     def write(self, file: Path, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
         # A name of its own: another process may be writing the same entry.

@@ -1,13 +1,15 @@
 """What a training hands over: the trained parts under the names that other tools read."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vidlose.checkpoints import forms, lora, names
-from vidlose.checkpoints.animatediff import motion_table, unet_table
+from vidlose.checkpoints.animatediff import base_table, motion_table, unet_table
 from vidlose.checkpoints.files import Weights, open_weights
 from vidlose.checkpoints.keymap import export
 from vidlose.checkpoints.ldm import PREFIX
@@ -21,7 +23,8 @@ from vidlose.recipes import convert
 from vidlose.training.stability import plain
 from vidlose.training.trainable import lora_layers
 
-MOTION, WHOLE, LORA, ADAPTER = "motion_module.safetensors", "unet.safetensors", "lora.safetensors", "motion_adapter"
+MOTION, WHOLE, LORA = "motion_module.safetensors", "unet.safetensors", "lora.safetensors"
+ADAPTER, BASE = "motion_adapter", "model"
 
 
 def planned(config: FinetuneConfig, model: VideoModel) -> list[str]:
@@ -41,6 +44,10 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
             _save(target, _lora(model.unet), metadata)
         elif form == "original":
             _save(target, _original(config, model, plain(model.unet)), metadata)
+        elif form == "diffusers" and not _is_motion(config, model):
+            _base(target, model, plain(model.unet))
+            if config.train == "full":
+                _save(folder / MOTION, export(bare := plain(model.unet), motion_table(bare)), metadata)
         elif form == "diffusers":
             source = part_of(folder / f"adapter-{MOTION}")  # convert reads files
             forms.save(source, export(bare := plain(model.unet), motion_table(bare)), metadata, None)
@@ -55,7 +62,9 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
 def _name(form: str, config: FinetuneConfig, model: VideoModel) -> str:
     if form == "original":
         return MOTION if _is_motion(config, model) else WHOLE
-    return {"lora": LORA, "diffusers": ADAPTER, "none": ""}[form]
+    if form == "diffusers" and not _is_motion(config, model):
+        return BASE
+    return {"lora": LORA, "diffusers": ADAPTER}[form]
 
 
 def _is_motion(config: FinetuneConfig, model: VideoModel) -> bool:
@@ -77,8 +86,50 @@ def _original(config: FinetuneConfig, model: VideoModel, bare: UNet) -> dict[str
     return Weights(file.path, file.shapes, lambda name: trained[name] if name in trained else file[name], file.metadata)
 
 
+def _base(target: Path, model: VideoModel, bare: UNet) -> None:
+    """Stable Diffusion's folders `unet`, `vae` and `text_encoder`, as diffusers and `--model` read them."""
+    family = bare.family
+    assert isinstance(family, AnimateDiff)
+    kl, text = model.vae.kl, model.text_encoder.clip
+    cross = ["CrossAttn" if attends else "" for attends in family.attention]
+    unet_config = {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": family.heads,
+        "block_out_channels": list(family.channels),
+        "cross_attention_dim": family.text_width,
+        "down_block_types": [f"{kind}DownBlock2D" for kind in cross],
+        "in_channels": family.latent_channels,
+        "layers_per_block": family.blocks,
+        "norm_num_groups": 32,
+        "out_channels": family.latent_channels,
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(cross)],
+    }
+    parts: dict[str, tuple[str, Mapping[str, Tensor], dict[str, Any]]] = {
+        "unet": ("diffusion_pytorch_model", export(bare, base_table(bare)), unet_config),
+        "vae": (
+            "diffusion_pytorch_model",
+            kl.state_dict(),
+            {**kl.config, "_class_name": "AutoencoderKL", "scaling_factor": model.vae.scaling},
+        ),
+        "text_encoder": (
+            "model",
+            {f"text_model.{name}": tensor for name, tensor in text.state_dict().items()},
+            text.config.to_diff_dict(),
+        ),
+    }
+    part = part_of(target)
+    convert.discard(part)
+    for name, (stem, tensors, config) in parts.items():
+        (part / name).mkdir(parents=True)
+        (part / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        forms.save(part / name / f"{stem}.safetensors", tensors, {"format": "pt"}, None)
+    convert.replace(part, target)
+
+
 def _lora(unet: UNet) -> dict[str, Tensor]:
-    table = names(unet)[0]
+    with torch.device("meta"):  # LoRA layers change the network's own names
+        table = names(UNet(unet.family))[0]
     updates = []
     for layer in lora_layers(unet):
         key = table[f"{layer.name}.weight"]

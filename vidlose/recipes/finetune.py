@@ -20,6 +20,7 @@ from vidlose.errors import InputError, Interrupted, UsageError
 from vidlose.io.files import disk_errors, write_atomic
 from vidlose.io.segments import check_parent
 from vidlose.io.state import load_state, save_state
+from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
 from vidlose.recipes import exports, runtime
 from vidlose.recipes.runtime import Reporter, Signals
@@ -211,6 +212,12 @@ class Plan:
         for parameter in chosen.parameters.values():
             parameter.data = parameter.data.float()
         return tools, chosen
+
+    def metadata(self) -> dict[str, Any]:
+        """What a file has to say, for its tensors to be read rightly."""
+        family = self.model.unet.family
+        heads = {"motion_heads": family.motion_heads, "heads": family.heads} if isinstance(family, AnimateDiff) else {}
+        return {"prediction": self.prediction, "zero_terminal_snr": self.config.zero_terminal_snr, **heads}
 
     def facts(self, selection: Selection) -> dict[str, Any]:
         """Of the run, for its card and its files."""
@@ -408,7 +415,7 @@ class Run:
         """Export, card, result."""
         facts = self.plan.facts(self.selection)
         with self.trainer.averaged():
-            files = exports.write(self.folder, self.plan.config, self.plan.model, facts)
+            files = exports.write(self.folder, self.plan.config, self.plan.model, {**facts, **self.plan.metadata()})
         for old in (self.folder / CHECKPOINTS).glob("good-*.safetensors"):
             old.unlink(missing_ok=True)
         facts |= {"steps": self.trainer.done, "actions": self.actions, "files": files}

@@ -78,18 +78,19 @@ class Usual:
         self.counts = [0] * BINS
 
     def relative(self, value: float, levels: Sequence[float]) -> float:
-        """The logarithm of `value` over what is usual at the batch's levels, 0..1; 0 where nothing is known."""
-        means = [mean for bin in self._bins(levels) if (mean := self.means[bin]) is not None]
-        return _log(value) - _log(math.fsum(map(math.exp, means)) / len(means)) if means else 0.0
+        """The logarithm of `value` over what is usual at the batch's levels, 0..1; 0 while one of them is unknown."""
+        means = [self.means[slot] for slot in self._bins(levels)]
+        known = [math.exp(mean) for mean in means if mean is not None]
+        return _log(value) - _log(math.fsum(known) / len(known)) if len(known) == len(means) else 0.0
 
     def learn(self, value: float, levels: Sequence[float], limit: float) -> None:
         """limit: how far one value may lie from what is usual, as a logarithm."""
         off = max(-limit, min(limit, self.relative(value, levels)))
-        for bin in self._bins(levels):
-            mean = self.means[bin]
-            share = max(1 - self.decay, 1 / (self.counts[bin] + 1))
-            self.means[bin] = _log(value) if mean is None else mean + share * off
-            self.counts[bin] += 1
+        for slot in self._bins(levels):
+            mean = self.means[slot]
+            share = max(1 - self.decay, 1 / (self.counts[slot] + 1))
+            self.means[slot] = _log(value) if mean is None else mean + share * off
+            self.counts[slot] += 1
 
     def _bins(self, levels: Sequence[float]) -> list[int]:
         return [min(BINS - 1, max(0, int(level * BINS))) for level in levels]
