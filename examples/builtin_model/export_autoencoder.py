@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import save_file
 from train_autoencoder import CHECKPOINT, CONFIG, TRAIN, frames, psnr
+
+from vidlose.checkpoints.forms import save
 
 TARGET = Path(__file__).parents[2] / "vidlose/builtin/vae"
 SEEN, FIRST = 2000, 10**9  # frames the factor is measured on, from a place that training never reached
@@ -29,11 +30,7 @@ def main() -> None:
         count += latents.numel()
     deviation = math.sqrt(squares / count - (total / count) ** 2)
     TARGET.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.half() for name, tensor in vae.state_dict().items()},
-        TARGET / "diffusion_pytorch_model.safetensors",
-        {"format": "pt"},
-    )
+    save(TARGET / "diffusion_pytorch_model.safetensors", vae.state_dict(), {"format": "pt"}, torch.float16)
     config = {"_class_name": "AutoencoderKL", **CONFIG, "scaling_factor": round(1 / deviation, 5)}
     (TARGET / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     print(f"factor {1 / deviation:.5f}, {psnr(vae, frames(TRAIN, FIRST, 100)[0]):.2f} dB, in {TARGET}")
