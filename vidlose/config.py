@@ -415,10 +415,11 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     prediction: what the network is to say, None is as it does. train: which layers of `blocks` train. ema: decay of
     the averaged weights, 0 is none. levels: noise levels within a clip, for this share of the clips, levels_share;
     the others have one level. held_out: clips kept from training, that every validate_every steps are measured on.
+    sample_every: 0 is never.
     """
 
     output: str | None = None
-    blocks: str = "down,mid,up"
+    blocks: str = "all"
     train: str = "motion"
     lora_rank: int = 32
     lora_alpha: float | None = None
@@ -478,18 +479,18 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             if form not in EXPORTS:
                 raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")
         positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate", "levels_partitions")
-        positive(self, "validate_every", "sample_every", "save_every", "keep")
+        positive(self, "validate_every", "save_every", "keep")
         for name in ("beta1", "beta2", "weight_decay", "ema", "caption_dropout", "levels_share"):
             between(self, name, 0, 1)
-        for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out"):
+        for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out", "sample_every"):
             between(self, name, 0, LIMIT)
         between(self, "seed", 0, 2**63 - 1)
         if self.lora_rank < 1:
             raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
-        if self.init == "random" and self.train != "full":
-            raise InputError("--init random forgets the whole network, so that all of it must train: --train full")
-        if self.train_text_encoder and self.train != "full":
-            raise InputError("--train-text-encoder goes with --train full")
+        if self.init == "random" and (self.train, self.blocks) != ("full", "all"):
+            raise InputError("--init random forgets the whole network: all of it must train, --train full --blocks all")
+        if self.train_text_encoder and self.train not in ("spatial", "full"):
+            raise InputError("--train-text-encoder goes with --train spatial or full")
         if self.train_text_encoder and "diffusers" not in self.export:
             raise InputError("--train-text-encoder: the whole model is exported by --export diffusers alone")
         if self.train == "motion-lora" and set(self.export) - {"lora", "original"}:

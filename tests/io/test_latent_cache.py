@@ -244,6 +244,29 @@ def test_what_killed_writers_left_is_removed_when_old(tmp_path: Path, clip: Foot
     assert [file.name for file in folder.glob("*.part")] == ["new.part"]
 
 
+def test_what_another_process_made_meanwhile_is_taken(tmp_path: Path, clip: Footage, coder: Coder, said: Any) -> None:
+    fill = cache(tmp_path, said).fill(everything(clip), coder.encode)
+    next(fill)
+    assert last(cache(tmp_path, said).fill(everything(clip), Coder().encode)).made == 2
+    assert last(fill) == Filled(3, 3, made=1, reused=2, failed=0) and coder.frames == 8
+
+
+def test_two_writers_of_one_entry(
+    tmp_path: Path, clip: Footage, coder: Coder, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = latent_cache.publish
+
+    def late(part: Path, file: Path) -> None:
+        monkeypatch.setattr(latent_cache, "publish", publish)
+        last(cache(tmp_path, said).fill([Request(clip, np.array([0]))], Coder().encode))
+        publish(part, file)
+
+    monkeypatch.setattr(latent_cache, "publish", late)
+    kept = cache(tmp_path, said)
+    assert last(kept.fill(everything(clip), coder.encode)).done == 3
+    assert torch.allclose(kept.read(clip, [3]).mean.float(), truth(clip, [3]), atol=1e-3) and not said
+
+
 OTHER = """
 import sys, time, numpy as np, torch
 from pathlib import Path

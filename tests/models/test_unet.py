@@ -22,25 +22,26 @@ def small(family: str) -> UNet:
     return unet
 
 
-def inputs(batch: int = 2, frames: int = 4):
+def inputs(family: str, batch: int = 2, frames: int = 4):
+    """Text of 82 rows, so that it holds an image's tokens where the family reads them."""
     g = torch.Generator().manual_seed(1)
     x = torch.randn(batch, 4, frames, 8, 16, generator=g)
     timestep = torch.randint(0, 1000, (batch, frames), generator=g)
-    return x, timestep, torch.randn(batch, 7, 32, generator=g)
+    return x, timestep, torch.randn(batch, 82, NETWORKS[family].text_width, generator=g)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_text_per_sample_and_per_frame_agree(family):
     unet = small(family)
-    x, timestep, text = inputs()
+    x, timestep, text = inputs(family)
     once = unet(x, timestep, text)
     torch.testing.assert_close(unet(x, timestep, text.repeat_interleave(4, 0)), once, atol=2e-5, rtol=0)
     torch.testing.assert_close(unet(x, timestep, unet.text_keys(text)), once, atol=0, rtol=0)
-    per_frame = torch.randn(8, 7, 32)
+    per_frame = torch.randn(8, *text.shape[1:])
     assert (unet(x, timestep, per_frame) - once).abs().max() > 1e-3
     with pytest.raises(ValueError, match="3 texts do not divide 2 clips of 4 frames"):
-        unet(x, timestep, torch.randn(3, 7, 32))
+        unet(x, timestep, torch.randn(3, *text.shape[1:]))
     with pytest.raises(ValueError, match=r"timestep is \(2,\), expected \(2, 4\)"):
         unet(x, timestep[:, 0], text)
 
@@ -49,7 +50,7 @@ def test_text_per_sample_and_per_frame_agree(family):
 @torch.no_grad()
 def test_batched_clips_do_not_see_each_other(family):
     unet = small(family)
-    x, timestep, text = inputs()
+    x, timestep, text = inputs(family)
     both = unet(x, timestep, text)
     apart = torch.cat([unet(x[i : i + 1], timestep[i : i + 1], text[i : i + 1]) for i in (0, 1)])
     torch.testing.assert_close(both, apart, atol=2e-5, rtol=0)
@@ -61,7 +62,7 @@ def test_gradient_checkpointing_covers_temporal_layers(family):
     for module in unet.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    x, timestep, text = inputs()
+    x, timestep, text = inputs(family)
     text.requires_grad_()
     calls = []
     for layer in unet.modules():
@@ -86,7 +87,7 @@ def test_gradient_checkpointing_covers_temporal_layers(family):
 @torch.no_grad()
 def test_hidden_frames_do_not_reach_the_others(family):
     unet = small(family)
-    x, timestep, text = inputs()
+    x, timestep, text = inputs(family)
     mask = torch.tensor([[True, True, True, False]] * 2)
     changed = x.clone()
     changed[:, :, 3] += 1
@@ -101,7 +102,7 @@ def test_hidden_frames_do_not_reach_the_others(family):
 def test_probe_hears_every_temporal_attention():
     unet = small("animatediff-v2")
     heard = {}
-    x, timestep, text = inputs()
+    x, timestep, text = inputs("animatediff-v2")
     out = unet(x, timestep, text, probe=lambda layer, q, k: heard.__setitem__(layer, (q, k)))
     assert torch.equal(out, unet(x, timestep, text))  # on the fused path as ever
     layers = [module for module in unet.modules() if isinstance(module, TemporalAttention)]
@@ -115,7 +116,7 @@ def test_starts_as_the_image_model(family):
     """Fresh temporal layers change nothing: every frame is drawn as if alone."""
     torch.manual_seed(0)
     unet = UNet(NETWORKS[family]).eval()
-    x, timestep, text = inputs()
+    x, timestep, text = inputs(family)
     assert all((m.proj_out.weight == 0).all() for m in unet.modules() if isinstance(m, TemporalTransformer))
     whole = unet(x, timestep, text)
     alone = torch.stack([unet(x[:, :, [i]], timestep[:, [i]], text)[:, :, 0] for i in range(4)], 2)
@@ -130,7 +131,7 @@ def test_image_tokens_follow_the_text():
     facts = replace(VIDEOCRAFTER, image=True)
     torch.manual_seed(0)
     unet = UNet(facts).eval()
-    x, timestep, _ = inputs()
+    x, timestep, _ = inputs("animatediff-v2")
     text, image = torch.randn(2, 77, 32), torch.randn(2, 5, 32)
     both = torch.cat([text, image], dim=1)
     out = unet(x, timestep, both)

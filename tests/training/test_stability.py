@@ -12,6 +12,7 @@ from vidlose import kernels
 from vidlose.checkpoints import random
 from vidlose.config import StabilityConfig
 from vidlose.errors import InputError, UsageError
+from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.layers import FrameNorm
 from vidlose.models.temporal import QKNorm, TemporalAttention
 from vidlose.models.unet import UNet
@@ -259,6 +260,16 @@ def test_metrics():
     )
 
 
+@torch.no_grad()
+def test_single_frames_have_no_entropy():
+    unet = network()
+    mask = torch.tensor([[True, False, False, False]] * 2)
+    recorder = Recorder(4, frame_mask=mask)
+    call(unet, recorder, mask)
+    assert {name.partition("/")[0] for name in stability.metrics(unet, recorder)} == {"logit_max", "sigma_qk"}
+    assert EntropyHinge(attentions(unet, choose(unet, "all")), weight=1.0, slack=0.0)(recorder) == 0
+
+
 def test_gradient_checkpointing_does_not_tell_twice():
     """The penalty reaches the weights all the same, and by the same amount."""
     grads = []
@@ -340,6 +351,16 @@ def test_a_group_norm_undoes_the_scale_of_a_skip_unless_a_group_straddles(stradd
     inside = difference.unflatten(0, (32, size)).amax(1)
     assert (inside > 1e-2).sum() == straddles
     assert inside.sort().values[:31].max() < 1e-3  # the norm's epsilon
+
+
+def test_four_of_stable_diffusions_skips_straddle_a_group():
+    with torch.device("meta"):
+        unet = UNet(AnimateDiff())
+        stability.put_skip_scale(unet, choose(unet, "up"), learned=True)
+    blocks = {f"up.{i}.{j}": block["res"] for i, stage in enumerate(unet.up) for j, block in enumerate(stage)}
+    own = {name: res.skip.parametrizations.weight[0].own for name, res in blocks.items()}
+    straddling = [name for name, res in blocks.items() if own[name] % (res.norm1.num_channels // 32)]
+    assert len(blocks) == 12 and straddling == ["up.1.2", "up.2.0", "up.2.2", "up.3.0"]
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ def text_config(shapes: Mapping[str, Size], config: Mapping[str, Any], usual: Te
     ffn = shapes.get("encoder.layers.0.mlp.fc1.weight")
     if tokens is None or positions is None or ffn is None:
         raise CheckpointError(f"{what}: its text encoder is incomplete")
+    if tokens[0] < usual.vocabulary:
+        raise CheckpointError(f"{what}: its text encoder knows {tokens[0]} tokens, of {usual.vocabulary}")
     width = tokens[1]
     found, activation = config.get("num_attention_heads", HEADS.get(width)), config.get("hidden_act", usual.activation)
     if found is None:

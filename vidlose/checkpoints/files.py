@@ -229,5 +229,6 @@ def _texts(entries: dict[str, Any]) -> dict[str, str]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of somebody else's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__
+    """The first line of somebody else's message, without what a terminal would obey."""
+    lines = str(error).splitlines() or [""]
+    return "".join(filter(str.isprintable, lines[0]))[:200] or type(error).__name__

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from vidlose.checkpoints import builtin
+from vidlose.checkpoints.animatediff import open_vae
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.checkpoints.videocrafter import SCALE_TO
 from vidlose.diffusion.schedule import NoiseSchedule
@@ -39,6 +41,7 @@ NETWORKS: dict[str, Family] = {
     "videocrafter1-1024": _vary(VIDEOCRAFTER, temporal_conv=False, relative=16),
     "videocrafter2": VIDEOCRAFTER,
     "videocrafter-i2v": _vary(VIDEOCRAFTER, image=True),
+    "builtin": builtin.UNET,
 }
 HEAD = ResamplerConfig(width=32, layers=1, heads=2, head_width=16, tokens=4, text_width=TEXT_WIDTH)
 VISION = VisionConfig(width=32, layers=2, heads=2, ffn=64, patch=56, embedding=16, head=HEAD)
@@ -46,6 +49,8 @@ VISION = VisionConfig(width=32, layers=2, heads=2, ffn=64, patch=56, embedding=1
 
 def load(family: str = "animatediff-v2") -> VideoModel:
     """`random[:FAMILY]`. Raises InputError for an unknown family."""
+    if family == "builtin":
+        return _builtin()
     facts = pick(NETWORKS, family, "family of random model")
     videocrafter = family.startswith("videocrafter")
     with torch.random.fork_rng(devices=[]):
@@ -63,6 +68,25 @@ def load(family: str = "animatediff-v2") -> VideoModel:
         schedule=NoiseSchedule.of("scaled_linear" if videocrafter else "linear", scale_to=SCALE_TO.get(family)),
         spacing="every" if videocrafter else "leading",
         defaults=VIDEOCRAFTER_DEFAULTS if videocrafter else Defaults(width=64, height=64),
+    )
+
+
+def _builtin() -> VideoModel:
+    """The model that comes with the package as it was before training, but for its autoencoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        unet, text = UNet(builtin.UNET), TextEncoder(builtin.TEXT)
+    vae, part = open_vae(builtin.VAE)
+    return VideoModel(
+        name="random:builtin",
+        family="animatediff-v3",
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        schedule=NoiseSchedule.of("linear"),
+        spacing="leading",
+        defaults=builtin.DEFAULTS,
+        unread=(part,),
     )
 
 

@@ -6,12 +6,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vidlose.models.tokenizer import ClipTokenizer
+from vidlose.models.tokenizer import ClipTokenizer, WordTokenizer
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Facts of a text tower; `layer` says whose states are used, before the final layer norm."""
+    """Facts of a text tower; `layer` says whose states are used, before the final layer norm. words: those that it
+    knows, where it does not read CLIP's tokens."""
 
     width: int
     layers: int
@@ -22,6 +23,7 @@ class TextConfig:
     pad: int
     vocabulary: int = 49408
     length: int = 77
+    words: tuple[str, ...] = ()
 
 
 class TextEncoder(nn.Module):
@@ -32,7 +34,9 @@ class TextEncoder(nn.Module):
 
         super().__init__()
         self.config = config
-        self.tokenizer = ClipTokenizer(config.pad, config.length)
+        self.tokenizer = (
+            WordTokenizer(config.words, config.length) if config.words else ClipTokenizer(config.pad, config.length)
+        )
         self.clip = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=config.vocabulary,
@@ -42,6 +46,7 @@ class TextEncoder(nn.Module):
                 num_attention_heads=config.heads,
                 max_position_embeddings=config.length,
                 hidden_act=config.activation,
+                **({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} if config.words else {}),
             )
         )
 

@@ -1,8 +1,9 @@
-"""Prompts -> CLIP token ids [B L]: byte-level BPE over the vocabulary packaged beside this file."""
+"""Prompts -> token ids [B L]: CLIP's byte-level BPE, whose vocabulary lies beside this file, or words."""
 
 import functools
 import gzip
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
@@ -39,6 +40,25 @@ class ClipTokenizer:
         rows = torch.full((len(prompts), self.length), self.pad)
         for row, prompt in zip(rows, prompts, strict=True):
             ids = [START, *bpe.encode(clean(prompt)).ids[: self.length - 2], END]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+
+class WordTokenizer:
+    """prompts [B] -> int64 [B L]: a word, or a comma, is a token; words that it does not know are passed over.
+
+    Ids: 0 pads, 1 starts, 2 ends, then the words in their order.
+    """
+
+    def __init__(self, words: Sequence[str], length: int) -> None:
+        self.ids = {word: 3 + i for i, word in enumerate(words)}
+        self.length = length
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        rows = torch.zeros(len(prompts), self.length, dtype=torch.int64)
+        for row, prompt in zip(rows, prompts, strict=True):
+            found = re.findall(r"[^\W_]+(?:['-][^\W_]+)*|,", clean(prompt))
+            ids = [1, *[self.ids[word] for word in found if word in self.ids][: self.length - 2], 2]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 

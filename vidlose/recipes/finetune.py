@@ -1,6 +1,7 @@
 """`vidlose finetune`: clips go in, a trained motion module comes out, and what happened in between is written down."""
 
 import json
+import shlex
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,25 +17,32 @@ from torch import Tensor, nn
 from vidlose import __version__, checkpoints
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import FinetuneConfig, flag, names, restored
-from vidlose.errors import InputError, Interrupted, UsageError
-from vidlose.io.files import disk_errors, write_atomic
+from vidlose.errors import InputError, Interrupted, NonFinite, UsageError
+from vidlose.io.files import disk_errors, publish, write_atomic
 from vidlose.io.segments import check_parent
 from vidlose.io.state import load_state, save_state
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
 from vidlose.recipes import exports, runtime
-from vidlose.recipes.runtime import Reporter, Signals
+from vidlose.recipes.output import check_ffmpeg
+from vidlose.recipes.runtime import Reporter, Signals, Silence
 from vidlose.recipes.training_data import Collator, Data, Texts, Window, batches, drawn, held_batches, of_files
 from vidlose.recipes.watching import Log, Showing, draw_curves, model_card
 from vidlose.training import levels, parallel
+from vidlose.training.guards import Action
 from vidlose.training.memory import Share, estimate
 from vidlose.training.parallel import Processes
 from vidlose.training.stability import Tools
 from vidlose.training.trainable import Selection, block_of, rates, select
-from vidlose.training.trainer import Batch, State, Trainer, fit
+from vidlose.training.trainer import Batch, Metrics, State, Trainer, fit
 
 RUNS = Path("runs")
 CONFIG, METRICS, CURVES, CHECKPOINTS, SAMPLES = "config.toml", "metrics.jsonl", "curves.png", "checkpoints", "samples"
+CARD = "README.md"
+MEMORY = (
+    "lower --batch-size (and raise --accumulate), --frames, --width and --height or --blocks, or give"
+    " --gradient-checkpointing, --cache FOLDER, --dtype bf16 or --optimizer adamw8bit; --dry-run measures a step"
+)
 FREE = {
     *("steps", "validate_every", "sample_every", "sample_prompts", "save_every", "keep", "export", "track"),
     *("device", "workers", "cache", "data", "data_root", "model", "motion_module", "vae", "lora"),
@@ -62,22 +70,27 @@ def finetune(asked: Asked, report: Reporter) -> list[str]:
     config, folder = (resumed if asked.resume else started)(asked)
     device = runtime.device(config.device)
     processes = parallel.join(device.type)
-    with Signals() as signals, runtime.memory_errors():
+    report = report if processes.first else Silence()
+    processes.wait()  # all have seen the folder as it was
+    with Signals() as signals, runtime.memory_errors(MEMORY):
         runtime.settle_memory(device)
         plan = Plan.of(config, device, processes)
         if asked.list_params:
-            return list_params(plan, report)
-        if asked.dry_run and not plan.fits():
-            return dry_run_on_meta(plan, report)
-        plan.model.ready(device, plan.frozen)
-        run = Run.of(plan, folder, report)
-        if asked.cache_only:
-            return []
-        if asked.dry_run:
-            return dry_run(run, report)
-        run.open(asked.resume is not None, override_lr=asked.override_lr)
-        run.go(signals)
-    return [str(folder)]
+            lines = list_params(plan)
+        elif asked.dry_run and not plan.fits():
+            lines = dry_run_on_meta(plan)
+        else:
+            plan.model.ready(device, plan.frozen)
+            run = Run.of(plan, folder, signals, report)
+            if asked.cache_only:
+                lines = []
+            elif asked.dry_run:
+                lines = dry_run(run)
+            else:
+                run.open(asked.resume is not None)
+                run.go()
+                lines = [str(folder)]
+    return lines if processes.first else []
 
 
 # --- which run
@@ -90,6 +103,8 @@ def started(asked: Asked) -> tuple[FinetuneConfig, Path]:
     config = FinetuneConfig(**asked.said)
     if asked.cache_only and config.cache is None:
         raise UsageError("--cache-only needs --cache FOLDER")
+    if config.cache and not config.data:
+        raise UsageError("--cache holds what is made of files: give DATA too")
     if config.output:
         folder = Path(config.output)
         check_parent(folder)
@@ -106,6 +121,8 @@ def started(asked: Asked) -> tuple[FinetuneConfig, Path]:
 
 def resumed(asked: Asked) -> tuple[FinetuneConfig, Path]:
     """A run that goes on, with its own config. Raises InputError where an option contradicts it."""
+    if asked.cache_only:
+        raise UsageError("--cache-only is for a run that has not begun: leave --resume out")
     folder = newest() if asked.resume == "auto" else Path(asked.resume or "")
     try:
         text = (folder / CONFIG).read_text()
@@ -120,7 +137,11 @@ def resumed(asked: Asked) -> tuple[FinetuneConfig, Path]:
                 raise InputError(f"{folder} is the run's folder: a resumed run cannot write to {value}")
         elif name not in FREE and value != getattr(config, name):
             raise InputError(f"{folder} is a run with {flag(name)} {getattr(config, name)}, not {value}")
-    return replace(config, **{name: value for name, value in asked.said.items() if name in FREE}), folder
+    said = {name: value for name, value in asked.said.items() if name in FREE}
+    if asked.override_lr is not None:  # and Muon's in proportion
+        scale = asked.override_lr / config.learning_rate
+        said |= {"learning_rate": asked.override_lr, "muon_rate": config.muon_rate * scale}
+    return replace(config, **said), folder
 
 
 def newest() -> Path:
@@ -162,6 +183,8 @@ class Plan:
     @staticmethod
     def of(config: FinetuneConfig, device: torch.device, processes: Processes) -> "Plan":
         """Raises InputError for clips that the model cannot take, and what cannot be exported."""
+        if config.sample_every:
+            check_ffmpeg()
         model = checkpoints.load(config)
         usual = model.defaults
         window = Window(config.frames or usual.frames, (config.width or usual.width, config.height or usual.height))
@@ -251,31 +274,46 @@ class Plan:
 
 @dataclass
 class Run:
-    """A training with its data, its folder and its log."""
+    """A training with its data, its folder and its log.
+
+    idle: encoders that only samples need. actions: of the guards, so far. ringed: the good states that the last
+    checkpoint knows of.
+    """
 
     plan: Plan
     folder: Path
+    signals: Signals
     report: Reporter
     trainer: Trainer
     selection: Selection
     data: Data
     collate: Collator
     held: list[Batch]
+    idle: Sequence[nn.Module]
     actions: int = 0
+    ringed: Sequence[int] = ()
 
     @staticmethod
-    def of(plan: Plan, folder: Path, report: Reporter) -> "Run":
+    def of(plan: Plan, folder: Path, signals: Signals, report: Reporter) -> "Run":
         config, model, device = plan.config, plan.model, plan.device
-        data = of_files(config, plan.window, model, report) if config.data else drawn(config, plan.window)
-        if data.drawn:
+
+        def watch(what: str, done: int, total: int) -> None:
+            if signals.stop:
+                raise Interrupted(f"{signals.stop}: stopped before the first step; what is in the cache stays there")
+            report.progress(what, done, total)
+
+        if config.data:
+            data = of_files(config, plan.window, model, plan.processes, watch, report)
+        else:
+            data = drawn(config, plan.window)
             report.say("no DATA given: training on generated clips of the world")
-        texts = None if config.train_text_encoder else Texts(config, model, data.captions, report)
+        texts = None if config.train_text_encoder else Texts(config, model, data.captions, watch, report)
         fps = config.fps or model.defaults.fps_condition
         collate = Collator(config, model, plan.levels(), texts, fps=fps, timesteps=len(model.schedule.abar))
         plan.reset()
 
         def look(recorder: Callable[..., None]) -> None:
-            batch = collate([data.train[0]], [0], measured=True)
+            (batch,) = collate([data.train[0]], [0], measured=True)
             text = texts([""]) if texts else model.encode([""])
             model.unet(batch.mean.to(device), batch.draws.timestep.to(device), text.to(device), probe=recorder)
 
@@ -301,71 +339,107 @@ class Run:
             dtype=plan.dtype,
             processes=plan.processes,
         )
-        return Run(plan, folder, report, trainer, selection, data, collate, held_batches(data, collate, config))
+        held = held_batches(data, collate, config)
+        idle = [model.vae, *([model.text_encoder] if texts else [])] if config.cache else []
+        for module in idle:
+            module.to("cpu")
+        return Run(plan, folder, signals, report, trainer, selection, data, collate, held, idle)
 
-    def open(self, resuming: bool, *, override_lr: float | None = None) -> None:
-        """Make the folder, or take up where the newest checkpoint is."""
-        config = self.plan.config
-        if self.plan.processes.first:
+    def open(self, resuming: bool) -> None:
+        """Take up where the newest checkpoint is, and make the folder. Raises InputError where there is nothing left
+        to do."""
+        config, trainer, first = self.plan.config, self.trainer, self.plan.processes.first
+        path = newest_checkpoint(self.folder) if resuming else None
+        if path is not None:
+            self.take_up(path)
+        if resuming and trainer.done >= config.steps and (self.folder / CARD).exists():
+            raise InputError(f"{self.folder} is finished: go on with more --steps than {trainer.done}")
+        if path is not None:
+            self.report.say(f"{self.folder}: goes on at step {trainer.done}")
+        self.plan.processes.wait()  # all have read what is now written
+        if first:
             with disk_errors(self.folder):
                 (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                (self.folder / CARD).unlink(missing_ok=True)  # it says that the run is finished
             write_atomic(self.folder / CONFIG, to_toml(config).encode())
-        self.plan.processes.barrier()
-        if resuming:
-            path = newest_checkpoint(self.folder)
-            if path is not None:
-                tensors, facts = load_state(path)
-                trained = {name.removeprefix("weight/") for name in tensors if name.startswith("weight/")}
-                if trained != self.trainer.trained.keys():
-                    raise InputError(f"{path} is of a run that trains other parameters")
-                self.actions = facts.pop("actions")
-                self.trainer.restore((tensors, facts))
-                self.report.say(f"{self.folder}: goes on at step {self.trainer.done}")
-            if self.trainer.done >= config.steps:
-                raise InputError(f"{self.folder} is finished: go on with more --steps than {config.steps}")
-        if override_lr is not None:
-            self.trainer.override_rate(override_lr)
 
-    def go(self, signals: Signals) -> None:
+    def take_up(self, path: Path) -> None:
+        """A checkpoint's state. Raises InputError where it is of other parameters."""
+        tensors, facts = load_state(path)
+        weights = {name.removeprefix("weight/"): x.shape for name, x in tensors.items() if name.startswith("weight/")}
+        if weights != {name: p.shape for name, p in self.trainer.trained.items()}:
+            raise InputError(f"{path} is of a run that trains other parameters")
+        try:
+            self.trainer.restore((tensors, facts))
+            self.actions, data = facts["actions"], facts["data"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        guards = self.trainer.guards
+        guards.ring = [step for step in guards.ring if self.good(step).exists()]  # a finished run has none
+        self.ringed = list(guards.ring)
+        if data != self.data.identity:
+            self.report.say("the clips are not those that the run began with: from here on they come in another order")
+
+    def go(self) -> None:
         """Train to the end, or to a signal."""
-        config, trainer, first = self.plan.config, self.trainer, self.plan.processes.first
-        log = Log(self.folder / METRICS, trainer.done, config.track) if first else None
+        config, trainer, signals = self.plan.config, self.trainer, self.signals
+        processes = self.plan.processes
+        log = Log(self.folder / METRICS, trainer.done, config.track) if processes.first else None
         began, done_before = time.monotonic(), trainer.done
-        steps = fit(trainer, self.batches, keep=self.keep, recall=self.recall, stop=lambda: signals.stop is not None)
+        steps = fit(
+            trainer,
+            self.batches,
+            keep=self.keep,
+            recall=self.recall,
+            stop=lambda: processes.any(signals.stop is not None),
+        )
         if log and trainer.done == 0:
             self.measure(log, {"step": 0})
-        for metrics, actions in steps:
-            self.actions += len(actions)
-            row: dict[str, Any] = {"step": trainer.done, **metrics}
-            row["memory_gib"] = runtime.peak_memory(self.plan.device)
-            if actions:
-                row["actions"] = [{"do": type(action).__name__.lower(), **asdict(action)} for action in actions]
-                for action in actions:
-                    self.report.say(f"step {trainer.done}: {type(action).__name__.lower()}: {action.cause}")
-            if log is None:
-                continue
-            last = trainer.done == config.steps
-            if trainer.done % config.validate_every == 0 or last:
-                self.measure(log, row)
-            else:
-                log.write(row)
-            self.report.event("step", step=trainer.done, **{key: metrics[key] for key in ("loss", "mse", "diff", "lr")})
-            self.report.progress("steps", trainer.done, config.steps)
-            if trainer.done % config.sample_every == 0 or last:
-                self.show()
-            if trainer.done % config.save_every == 0 and not last or signals.save:
-                signals.save = False
-                self.save()
+        try:
+            for metrics, actions in steps:
+                self.note(log, metrics, actions)
+        except NonFinite as error:
+            if log:
+                self.go_back(log)
+            raise NonFinite(f"{error}; from the last good state on: {self.command} --override-lr X") from None
         if log:
             self.save()
             draw_curves(log.rows(), self.folder / CURVES)
-        if signals.stop:
+        if processes.any(signals.stop is not None):
             raise Interrupted(
-                f"{signals.stop}: stopped after step {trainer.done} of {config.steps};"
-                f" go on with: vidlose finetune --resume {self.folder}"
+                f"{signals.stop or 'a signal'}: stopped after step {trainer.done} of {config.steps};"
+                f" go on with: {self.command}"
             )
         if log:
             self.hand_over(log, time.monotonic() - began, trainer.done - done_before)
+
+    @property
+    def command(self) -> str:
+        return f"vidlose finetune --resume {shlex.quote(str(self.folder))}"
+
+    def note(self, log: Log | None, metrics: Metrics, actions: Sequence[Action]) -> None:
+        """What there is to do after a step besides training."""
+        config, trainer, signals = self.plan.config, self.trainer, self.signals
+        self.actions += len(actions)
+        for action in actions:
+            self.report.say(f"step {trainer.done}: {type(action).__name__.lower()}: {action.cause}")
+        if log is None:
+            return
+        row: dict[str, Any] = {"step": trainer.done, **metrics, "memory_gib": runtime.peak_memory(self.plan.device)}
+        if actions:
+            row["actions"] = [{"do": type(action).__name__.lower(), **asdict(action)} for action in actions]
+        last = trainer.done == config.steps
+        if trainer.done % config.validate_every == 0 or last:
+            self.measure(log, row)
+        else:
+            log.write(row)
+        self.report.event("step", step=trainer.done, **{key: metrics[key] for key in ("loss", "mse", "diff", "lr")})
+        self.report.progress("steps", trainer.done, config.steps)
+        if config.sample_every and (trainer.done % config.sample_every == 0 or last):
+            self.show()
+        if trainer.done % config.save_every == 0 and not last or signals.save:
+            signals.save = False
+            self.save()
 
     def batches(self, place: int) -> Iterator[Sequence[Batch]]:
         return batches(self.data.train, self.collate, self.plan.config, self.plan.processes, place)
@@ -383,43 +457,73 @@ class Run:
         """Samples as the averaged weights make them."""
         config, model = self.plan.config, self.plan.model
         prompts = config.sample_prompts or list(PROMPTS)
+        fps = config.fps or model.defaults.fps
+        for module in self.idle:
+            module.to(model.device)
         model.unet.eval()
-        with self.trainer.averaged():
-            made = Showing(model, config, prompts, self.plan.window, config.fps or model.defaults.fps)
-            sheet = made.make(self.folder / SAMPLES, self.trainer.done)
+        try:
+            with self.trainer.averaged():
+                made = Showing(model, prompts, self.plan.window, fps, self.collate.fps, self.plan.dtype)
+                sheet = made.make(self.folder / SAMPLES, self.trainer.done)
+            self.report.event("samples", step=self.trainer.done, path=str(sheet))
+        except NonFinite as error:
+            self.report.say(f"step {self.trainer.done}: no samples: {error}")
         model.unet.train()
-        self.report.event("samples", step=self.trainer.done, path=str(sheet))
+        for module in self.idle:
+            module.to("cpu")
 
     def save(self) -> None:
         """A checkpoint, whole or the one before; the oldest beyond `keep` go."""
-        tensors, facts = self.trainer.state()
-        folder = self.folder / CHECKPOINTS
-        save_state(folder / f"step-{self.trainer.done:06d}.safetensors", tensors, {**facts, "actions": self.actions})
-        for old in sorted(folder.glob("step-*.safetensors"))[: -self.plan.config.keep]:
+        self.write("step", self.trainer.state())
+        self.ringed = list(self.trainer.guards.ring)
+        self.prune(self.trainer.guards.ring)
+        for old in checkpoints_of(self.folder)[: -self.plan.config.keep]:
             old.unlink(missing_ok=True)
 
     def keep(self, step: int, state: State) -> None:
         """A good state, for the guards to return to."""
-        if not self.plan.processes.first:
-            return
-        folder = self.folder / CHECKPOINTS
-        save_state(folder / f"good-{step:06d}.safetensors", *state)
-        for old in sorted(folder.glob("good-*.safetensors"))[: -self.plan.config.ring_size]:
-            old.unlink(missing_ok=True)
+        if self.plan.processes.first:
+            self.write("good", state)
+            self.prune([step, *self.trainer.guards.ring])
 
     def recall(self, step: int) -> State:
-        self.plan.processes.barrier()
-        return load_state(self.folder / CHECKPOINTS / f"good-{step:06d}.safetensors")
+        self.plan.processes.wait()
+        return load_state(self.good(step))
+
+    def write(self, kind: str, state: State) -> None:
+        """`checkpoints/KIND-000500.safetensors`."""
+        tensors, facts = state
+        more = {"actions": self.actions, "data": self.data.identity}
+        save_state(self.folder / CHECKPOINTS / f"{kind}-{facts['step']:06d}.safetensors", tensors, {**facts, **more})
+
+    def good(self, step: int) -> Path:
+        return self.folder / CHECKPOINTS / f"good-{step:06d}.safetensors"
+
+    def prune(self, ring: Sequence[int]) -> None:
+        """Good states stay that the guards may return to, now or after a resume."""
+        kept = {self.good(step) for step in (*ring, *self.ringed)}
+        for old in set((self.folder / CHECKPOINTS).glob("good-*.safetensors")) - kept:
+            old.unlink(missing_ok=True)
+
+    def go_back(self, log: Log) -> None:
+        """Make the last good state the newest checkpoint."""
+        draw_curves(log.rows(), self.folder / CURVES)
+        ring = self.trainer.guards.ring
+        if ring:
+            for path in checkpoints_of(self.folder):
+                if step_of(path) > ring[-1]:
+                    path.unlink()
+            publish(self.good(ring[-1]), self.folder / CHECKPOINTS / f"step-{ring[-1]:06d}.safetensors")
 
     def hand_over(self, log: Log, seconds: float, steps: int) -> None:
-        """Export, card, result."""
+        """Export, result, card."""
         facts = self.plan.facts(self.selection)
         with self.trainer.averaged():
             files = exports.write(self.folder, self.plan.config, self.plan.model, {**facts, **self.plan.metadata()})
-        for old in (self.folder / CHECKPOINTS).glob("good-*.safetensors"):
-            old.unlink(missing_ok=True)
+        self.ringed = ()
+        self.prune(())
         facts |= {"steps": self.trainer.done, "actions": self.actions, "files": files}
-        model_card(self.folder, self.plan.config, facts, log.rows())
+        model_card(self.folder / CARD, self.plan.config, facts, log.rows())
         peak = round(runtime.peak_memory(self.plan.device), 3)
         self.report.event(
             "done", ok=True, output=str(self.folder), steps=steps, seconds=round(seconds, 3), peak_gib=peak, files=files
@@ -431,14 +535,23 @@ def encode_captions(model: VideoModel, texts: Texts | None, captions: Sequence[s
     return texts(captions) if texts else model.text_encoder(list(captions))
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted((folder / CHECKPOINTS).glob("step-*.safetensors"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    return max((folder / CHECKPOINTS).glob("step-*.safetensors"), default=None)
+    return next(reversed(checkpoints_of(folder)), None)
 
 
 # --- looks before the leap
 
 
-def list_params(plan: Plan, report: Reporter) -> list[str]:
+def list_params(plan: Plan) -> list[str]:
     """A line for every parameter of the network: does it train, where it stands, its shape; then sums."""
     _, selection = plan.select()
     lines = [
@@ -451,7 +564,7 @@ def list_params(plan: Plan, report: Reporter) -> list[str]:
     return lines
 
 
-def dry_run(run: Run, report: Reporter) -> list[str]:
+def dry_run(run: Run) -> list[str]:
     """One step that leaves nothing behind: its time and memory, the time of the whole, and what would be saved."""
     plan, config = run.plan, run.plan.config
     coming = run.batches(0)
@@ -466,7 +579,7 @@ def dry_run(run: Run, report: Reporter) -> list[str]:
     ]
 
 
-def dry_run_on_meta(plan: Plan, report: Reporter) -> list[str]:
+def dry_run_on_meta(plan: Plan) -> list[str]:
     """Of a model too large for this machine: what its memory would be, by block."""
     shares, selection = estimated(plan)
     whole = Share(

@@ -38,6 +38,15 @@ class Reporter(Protocol):
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
 
 
+class Silence:
+    """The Reporter of all processes of a run but the first."""
+
+    def say(self, text: str) -> None: ...
+    def event(self, name: str, **fields: Any) -> None: ...
+    def progress(self, what: str, done: int, total: int | None) -> None: ...
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
+
+
 def device(name: str) -> torch.device:
     """ "auto" takes the best there is. Raises InputError for one that this machine has not."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -174,20 +183,14 @@ class Signals:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str = "try a smaller size, --window-batch 1 or --dtype bf16") -> Iterator[None]:
     """Torch's out-of-memory errors as ours, in one line."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(_memory_advice(str(error))) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, too
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise OutOfMemory(_memory_advice(str(error))) from error
-
-
-def _memory_advice(reason: str) -> str:
-    return f"out of memory: {reason.splitlines()[0]}; try a smaller size, --window-batch 1 or --dtype bf16"
+        raise OutOfMemory(f"out of memory: {str(error).partition(chr(10))[0]}; {advice}") from error
 
 
 def peak_memory(device: torch.device) -> float:

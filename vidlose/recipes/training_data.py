@@ -4,8 +4,8 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import FinetuneConfig
 from vidlose.io.clips import ClipSet, Dataset, Drawn, Sample, load, positions, survey
-from vidlose.io.latent_cache import LatentCache, TextCache
+from vidlose.io.latent_cache import Filled, LatentCache, Request, TextCache
 from vidlose.io.memo import Memo
 from vidlose.io.sources import find, hold_out
 from vidlose.models.autoencoder import from_uint8
@@ -28,6 +28,8 @@ from vidlose.training.trainer import Batch
 from vidlose.world import captions, scene
 
 T = TypeVar("T")
+Watch = Callable[[str, int, int], None]
+"""(what, done, total): told of the progress of what comes before the first step; may raise Interrupted."""
 WORLD = 10_000  # clips to an epoch of drawn ones
 
 
@@ -41,10 +43,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Data:
-    """What trains, and what is kept to measure on. drawn: of the world, not of files. captions: of files, all."""
+    """What trains, and what is kept to measure on. identity: the same where every sample is. drawn: of the world, not
+    of files. captions: of files, all."""
 
     train: Dataset
     held: Dataset | None
+    identity: str
     drawn: bool
     captions: Sequence[str] = ()
 
@@ -59,10 +63,12 @@ def drawn(config: FinetuneConfig, window: Window) -> Data:
 
         return Drawn(one, WORLD)
 
-    return Data(clips(config.seed), clips(config.seed + 1) if config.held_out else None, drawn=True)
+    return Data(clips(config.seed), clips(config.seed + 1) if config.held_out else None, "world", drawn=True)
 
 
-def of_files(config: FinetuneConfig, window: Window, model: VideoModel, report: Reporter) -> Data:
+def of_files(
+    config: FinetuneConfig, window: Window, model: VideoModel, processes: Processes, watch: Watch, report: Reporter
+) -> Data:
     """Clips of files, through the cache where there is one, which is filled first. Raises InputError."""
     items = find(config.data, captions=config.captions, root=config.data_root)
     train, held = hold_out(items, min(config.held_out, len(items) // 4), config.seed)
@@ -88,7 +94,7 @@ def of_files(config: FinetuneConfig, window: Window, model: VideoModel, report: 
             window.frames,
             memo=memo,
             say=report.say,
-            progress=lambda done, total: report.progress("files", done, total),
+            progress=partial(watch, "files"),
         )
         return ClipSet(
             films,
@@ -106,21 +112,28 @@ def of_files(config: FinetuneConfig, window: Window, model: VideoModel, report: 
         clip = "middle" if config.clips in ("auto", "random") else config.clips
         sets.append(clips(held, replace(config, clips=clip, flip=0.0), shuffle=False))
     if cache:
-        for one in sets:
-            fill(cache, one, config, model, report)
+        requests = [request for one in sets for request in one.requests()]
+        fill(cache, requests[processes.rank :: processes.count], config, model, watch, report)
+        if processes.count > 1:  # each has made its share; what is missing now has failed
+            processes.wait()
+            fill(cache, requests, config, model, watch, report)
     texts = sorted({item.caption for item in items})
-    return Data(sets[0], sets[1] if held else None, drawn=False, captions=texts)
+    return Data(sets[0], sets[1] if held else None, sets[0].identity, drawn=False, captions=texts)
 
 
-def fill(cache: LatentCache, clips: ClipSet, config: FinetuneConfig, model: VideoModel, report: Reporter) -> None:
-    """Whatever the clips can ask for and the cache has not."""
-    tally = None
-    for tally in cache.fill(
-        clips.requests(), encoder(model), batch=model.vae.batch, strict=config.bad_files == "error"
-    ):
-        report.progress("latents", tally.done, tally.total)
-    if tally:
-        report.event("cached", what="latents", made=tally.made, reused=tally.reused, failed=tally.failed)
+def fill(
+    cache: LatentCache,
+    requests: Sequence[Request],
+    config: FinetuneConfig,
+    model: VideoModel,
+    watch: Watch,
+    report: Reporter,
+) -> None:
+    """Whatever is asked for and the cache has not."""
+    tally = Filled()
+    for tally in cache.fill(requests, encoder(model), batch=model.vae.batch, strict=config.bad_files == "error"):
+        watch("latents", tally.done, tally.total)
+    report.event("cached", what="latents", made=tally.made, reused=tally.reused, failed=tally.failed)
 
 
 def encoder(model: VideoModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -137,7 +150,9 @@ def encoder(model: VideoModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 class Texts:
     """Captions -> states `[B L D]`: from the cache, or encoded and remembered."""
 
-    def __init__(self, config: FinetuneConfig, model: VideoModel, captions: Sequence[str], report: Reporter) -> None:
+    def __init__(
+        self, config: FinetuneConfig, model: VideoModel, captions: Sequence[str], watch: Watch, report: Reporter
+    ) -> None:
         self._cache = None
         encode = model.encode
         if config.cache:
@@ -145,7 +160,7 @@ class Texts:
                 Path(config.cache), encoder=content(model.text_encoder), dtype=config.cache_dtype, say=report.say
             )
             for tally in self._cache.fill(["", *captions], lambda texts: encode(texts).cpu()):
-                report.progress("texts", tally.done, tally.total)
+                watch("texts", tally.done, tally.total)
         self._known = lru_cache(maxsize=4096)(lambda text: encode([text])[0].cpu())
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
@@ -155,7 +170,10 @@ class Texts:
 
 
 class Collator:
-    """Samples with their global numbers -> a Batch."""
+    """Samples with their global numbers -> a Batch for each length there is: clips, and pictures, by themselves.
+
+    In one batch the norms and convolutions over frames (VideoCrafter, AnimateDiff v1) would mix in what pads a picture.
+    """
 
     def __init__(
         self,
@@ -170,20 +188,20 @@ class Collator:
         self.config, self.levels, self.texts, self.fps, self.timesteps = config, levels, texts, fps, timesteps
         self._encode = encoder(model)
 
-    def __call__(self, samples: Sequence[Sample], indices: Sequence[int], *, measured: bool = False) -> Batch:
+    def __call__(self, samples: Sequence[Sample], numbers: Sequence[int], *, measured: bool = False) -> list[Batch]:
         """measured: of clips held out, whose draws are another stream's and whose captions stay."""
-        posteriors = [self._posterior(sample) for sample in samples]
-        frames = max(len(mean) for mean, _ in posteriors)
-        mean, std = (
-            torch.stack([_padded(pair[part], frames) for pair in posteriors]).transpose(1, 2).contiguous()
-            for part in (0, 1)
-        )  # [B C F h w]
-        lengths = torch.tensor([len(one) for one, _ in posteriors])
-        mask = None if (lengths == frames).all() else torch.arange(frames) < lengths[:, None]
-        captions = [sample.caption for sample in samples]
+        encoded = [
+            (*self._posterior(sample), sample.caption, number) for sample, number in zip(samples, numbers, strict=True)
+        ]
+        encoded.sort(key=lambda one: len(one[0]))
+        return [self._batch(list(group), measured) for _, group in groupby(encoded, lambda one: len(one[0]))]
+
+    def _batch(self, encoded: Sequence[tuple[Tensor, Tensor, str, int]], measured: bool) -> Batch:
+        means, stds, captions, numbers = zip(*encoded, strict=True)
+        mean, std = (torch.stack(one).transpose(1, 2).contiguous() for one in (means, stds))  # [B C F h w]
         draws = draw(
             self.config.seed + measured,
-            list(indices),
+            list(numbers),
             (mean.shape[1], *mean.shape[2:]),
             self.levels,
             self.timesteps,
@@ -192,7 +210,7 @@ class Collator:
         if measured:
             draws = replace(draws, drop=torch.ones_like(draws.drop))
         text = self.texts(captions) if self.texts else None
-        return Batch(mean, std, captions, text, draws, self.fps, mask)
+        return Batch(numbers, mean, std, captions, text, draws, self.fps)
 
     def _posterior(self, sample: Sample) -> tuple[Tensor, Tensor]:
         if sample.posterior:
@@ -207,11 +225,6 @@ def _grouped(things: Iterable[T], count: int) -> Iterator[list[T]]:
     return iter(lambda: list(islice(coming, count)), [])
 
 
-def _padded(frames: Tensor, length: int) -> Tensor:
-    """`[f C h w]` -> `[F C h w]`, the last frame repeated: a picture beside clips."""
-    return torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
-
-
 def batches(
     data: Dataset, collate: Collator, config: FinetuneConfig, processes: Processes, place: int
 ) -> Iterator[list[Batch]]:
@@ -223,7 +236,7 @@ def batches(
     loaded = load(data, indices(), workers=config.workers)
     try:
         for micro in _grouped(zip(indices(), loaded, strict=False), config.accumulate):
-            yield [collate(samples, numbers) for numbers, samples in micro]
+            yield [batch for numbers, samples in micro for batch in collate(samples, numbers)]
     finally:
         loaded.close()
 
@@ -234,8 +247,9 @@ def held_batches(data: Data, collate: Collator, config: FinetuneConfig) -> list[
         return []
     count = config.held_out if data.drawn else min(config.held_out, len(data.held))
     return [
-        collate([data.held[i] for i in numbers], numbers, measured=True)
+        batch
         for numbers in _grouped(range(count), config.batch_size)
+        for batch in collate([data.held[i] for i in numbers], numbers, measured=True)
     ]
 
 

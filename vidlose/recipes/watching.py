@@ -31,12 +31,12 @@ SMOOTH = 100  # points of a curve
 
 
 class Log:
-    """metrics.jsonl, a JSON object a line; a resumed run drops the lines it will write again."""
+    """metrics.jsonl, a JSON object a line; a run that goes on after `step` steps drops what it will write again."""
 
     def __init__(self, path: Path, step: int, tracker: str) -> None:
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines(True) if _step(line) < step]
+            kept = [f"{line}\n" for line in path.read_text().splitlines() if step and _step(line) <= step]
             write_atomic(path, "".join(kept).encode())
         self._tracker = _tracker(tracker, path.parent)
 
@@ -47,7 +47,7 @@ class Log:
             self._tracker(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
 
 def _step(line: str) -> int:
@@ -119,13 +119,17 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Showing:
-    """Videos of fixed prompts and seeds, made with whatever weights the network has."""
+    """Videos of fixed prompts and seeds, made with whatever weights the network has.
+
+    fps: of the videos; fps_condition: what the network is told of them. dtype: of the computation.
+    """
 
     model: VideoModel
-    config: FinetuneConfig
     prompts: Sequence[str]
     window: Window
     fps: float
+    fps_condition: float
+    dtype: torch.dtype
 
     @torch.no_grad()
     def make(self, folder: Path, step: int) -> Path:
@@ -152,18 +156,17 @@ class Showing:
         noise = SeededNoise(seed, model.device)
         width, height = model.latent_size(*self.window.size)
         x = noise(1, model.unet.family.latent_channels, self.window.frames, height, width)
-        denoise = sampler.bind(model.condition(prompt, "", usual.fps_condition))
-        latents = sampler.clip(denoise, x, noise)[0].transpose(0, 1)
+        condition = model.condition(prompt, "", self.fps_condition)
+        with torch.autocast(model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            latents = sampler.clip(sampler.bind(condition), x, noise)[0].transpose(0, 1)
         return to_uint8(model.vae.decode(latents))
 
 
-def model_card(
-    folder: Path, config: FinetuneConfig, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
+def model_card(path: Path, config: FinetuneConfig, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """README.md of a run: what was trained on what, and how it went."""
     held = [row for row in rows if "held_out/mse" in row]
     lines = [
-        f"# {folder.name}",
+        f"# {path.parent.resolve().name}",
         "",
         f"Trained with vidlose {facts['version']} from `{config.model}`"
         + (f" with `{config.motion_module}`." if config.motion_module else "."),
@@ -189,4 +192,4 @@ def model_card(
     if facts["actions"]:
         lines.append(f"| guards acted | {facts['actions']} times, see metrics.jsonl |")
     lines += ["", "![curves](curves.png)", "", "Files: " + ", ".join(f"`{name}`" for name in facts["files"]), ""]
-    write_atomic(folder / "README.md", "\n".join(lines).encode())
+    write_atomic(path, "\n".join(lines).encode())

@@ -247,7 +247,7 @@ class Guards:
         if self.restores >= self.config.restores or not old:
             return GiveUp(self.ring[-1] if self.ring else None, f"{cause}, after {self.restores} restored states")
         self.restores += 1
-        self._streak, self._alarm = 0, old[-1]
+        self._streak, self._alarm = 0, step
         self._skips.clear()
         self.ring = [kept for kept in self.ring if kept <= old[-1]]
         self._entropies = {

@@ -37,7 +37,7 @@ class Optimizer:
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
         self._views: dict[nn.Parameter, nn.Parameter] = {}
         if kind == "muon":
-            matrices = [p for block, _, p in self._named() if is_matrix(p) and not block.endswith(undecayed)]
+            matrices = [p for block, name, p in self._named() if is_matrix(name, p) and not block.endswith(undecayed)]
             self._views = {p: nn.Parameter(p.data.flatten(1)) for p in matrices}
             groups = self._groups(lambda p: self._views.get(p))
             self._parts.append((torch.optim.Muon(groups, muon_rate, weight_decay=weight_decay), muon_rate))
@@ -72,10 +72,6 @@ class Optimizer:
                         parameter.grad = None
             optimizer.step()
 
-    def override(self, factor: float) -> None:
-        """Every rate times `factor`, from here on."""
-        self._parts = [(optimizer, rate * factor) for optimizer, rate in self._parts]
-
     def forget(self, block: str) -> None:
         """Start the block's moments anew."""
         for optimizer, _ in self._parts:
@@ -107,9 +103,9 @@ class Optimizer:
                     }
 
 
-def is_matrix(parameter: Tensor) -> bool:
-    """Has it two axes or more, none of the first two of a few channels only?"""
-    return parameter.dim() > 1 and min(parameter.shape[:2]) > 8
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Has it two axes or more, none of the first two of a few channels only? Rows of an embedding are no matrix."""
+    return parameter.dim() > 1 and min(parameter.shape[:2]) > 8 and "embedding" not in name
 
 
 def _adamw(

@@ -1,5 +1,6 @@
 """Several processes as one: what `accelerate launch` or torchrun started, or a single process by itself."""
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number and how many there are."""
+    """This process's number and how many there are. What they do together, all of them have to call."""
 
     rank: int = 0
     count: int = 1
-    local: int = 0
 
     @property
     def first(self) -> bool:
@@ -24,14 +24,23 @@ class Processes:
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add up every tensor over the processes, in place."""
-        if self.count == 1:
-            return
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-    def barrier(self) -> None:
         if self.count > 1:
-            dist.barrier()
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def most(self, tensor: Tensor) -> Tensor:
+        """The largest of every number over the processes."""
+        if self.count > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def any(self, here: bool) -> bool:
+        """Does it hold in one of them?"""
+        return bool(self.most(torch.tensor(float(here))))
+
+    def wait(self) -> None:
+        """For the others to come here."""
+        self.any(False)
 
 
 def join(device: str) -> Processes:
@@ -39,9 +48,10 @@ def join(device: str) -> Processes:
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         return Processes()
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda":
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return Processes(dist.get_rank(), count, local)
+        # Both: gradients lie on the device, and sums of a few numbers on the CPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Processes(dist.get_rank(), count)

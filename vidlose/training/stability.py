@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -54,18 +55,19 @@ class Recorder:
                 logits = logits + torch.einsum("binhd,ijd->bnhij", q, rows)
         logits = logits * q.shape[-1] ** -0.5
         if self.frame_mask is not None:
-            logits = logits.masked_fill(~self.frame_mask[:, None, None, None], HIDDEN)
+            logits = logits.masked_fill(~self.frame_mask.to(logits.device)[:, None, None, None], HIDDEN)
         return logits
 
     def entropy(self, attention: TemporalAttention) -> Tensor:
         """`[rows heads]`: a row's entropy over that of a uniform one, 0..1, of rows that see two frames or more."""
         log = self.logits(attention).log_softmax(-1)
         entropy = -(log.exp() * log).sum(-1).permute(0, 3, 1, 2)  # [B F n heads]
-        if self.frame_mask is None:
-            return entropy.flatten(0, 2) / math.log(log.shape[-1])
-        seen = self.frame_mask.sum(1)
+        mask = entropy.new_ones(entropy.shape[:2], dtype=torch.bool)
+        if self.frame_mask is not None:
+            mask = self.frame_mask.to(entropy.device)
+        seen = mask.sum(1)
         share = entropy / seen.clamp(min=2).log()[:, None, None, None]
-        rows = self.frame_mask & (seen > 1)[:, None]
+        rows = mask & (seen > 1)[:, None]
         return share[rows].flatten(0, 1)
 
     @torch.no_grad()
@@ -80,7 +82,8 @@ def metrics(unet: UNet, recorder: Recorder) -> dict[str, float]:
     """How attention stands, by block (both attentions of a layer together).
 
     entropy (mean), entropy_min (the lowest head's mean), entropy_q05 (5 % quantile of rows), all 0..1; logit_max; and
-    sigma_qk, the largest spectral norm of any head's W_q^T W_k.
+    sigma_qk, the largest spectral norm of any head's W_q^T W_k. Means over processes. Of single frames, which attend
+    to nothing, there is no entropy.
     """
     blocks: dict[str, list[TemporalAttention]] = {}
     for name, module in unet.named_modules():
@@ -93,11 +96,14 @@ def metrics(unet: UNet, recorder: Recorder) -> dict[str, float]:
         found |= {
             f"entropy/{block}": rows.mean(),
             f"entropy_min/{block}": torch.stack([entropy.mean(0).min() for entropy in entropies]).min(),
-            f"entropy_q05/{block}": rows.sort().values[int(0.05 * (len(rows) - 1))],
+            f"entropy_q05/{block}": rows.sort().values[len(rows) // 20] if len(rows) else rows.mean(),
             f"logit_max/{block}": torch.stack([recorder.largest(layer).max() for layer in layers]).max(),
             f"sigma_qk/{block}": torch.stack([sigma_qk(layer).max() for layer in layers]).max(),
         }
-    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+    if not found:
+        return {}
+    numbers = _agree(torch.stack(list(found.values())), "mean").tolist()
+    return {name: number for name, number in zip(found, numbers, strict=True) if not math.isnan(number)}
 
 
 def entropies(found: Mapping[str, float]) -> dict[str, float]:
@@ -146,7 +152,7 @@ class QKClip:
         clipped = {}
         for name, attention in self.active.items():
             q, k = attention.to_q.weight, attention.to_k.weight
-            largest = recorder.largest(attention)
+            largest = _agree(recorder.largest(attention), "max")
             limit = self.limits.setdefault(name, (self.factor * largest).clamp(min=self.floor)).to(largest.device)
             scale = (limit / largest.clamp(min=1e-12)).clamp(max=1)
             # Relative positions meet queries too, so there queries alone shrink, and all logits by the same.
@@ -235,20 +241,22 @@ class EntropyHinge:
 
     def __call__(self, recorder: Recorder) -> Tensor:
         """A scalar to be added to the loss."""
-        found = {name: recorder.entropy(attention).mean() for name, attention in self.attentions.items()}
+        rows = {name: recorder.entropy(attention) for name, attention in self.attentions.items()}
+        found = {name: entropy.mean() if len(entropy) else entropy.new_ones(()) for name, entropy in rows.items()}
         if self.looks < STARTS:
             self.looks += 1
             for name, entropy in found.items():
-                start = self.starts.setdefault(name, torch.zeros_like(entropy.detach()))
-                start += (entropy.detach() - start) / self.looks
-        below = [F.relu(self.starts[name] * (1 - self.slack) - entropy) for name, entropy in found.items()]
+                now = _agree(entropy.detach().clone(), "mean")
+                start = self.starts.get(name, now).to(now.device)
+                self.starts[name] = start + (now - start) / self.looks
+        below = [F.relu(self.starts[name].to(h.device) * (1 - self.slack) - h) for name, h in found.items()]
         return self.weight * torch.stack(below).square().sum()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.starts, "looks": torch.tensor(self.looks)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.starts = {name: start.clone() for name, start in state.items() if name != "looks"}
+        self.starts = {name: start for name, start in state.items() if name != "looks"}
         self.looks = int(state["looks"])
 
 
@@ -421,6 +429,15 @@ class Tools:
             if isinstance(module, QKNorm | SigmaReparam | SkipScale)
             for key, buffer in module.named_buffers()
         }
+
+
+def _agree(numbers: Tensor, how: str) -> Tensor:
+    """The same on all processes, in place: each looked at its own samples, but they share the weights."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(numbers, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+        if how == "mean":
+            numbers /= dist.get_world_size()
+    return numbers
 
 
 def _refuse_qk_norm(unet: nn.Module) -> None:

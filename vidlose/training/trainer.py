@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,22 +34,22 @@ TOOL = " tools"
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples of one step.
+    """Some samples of one step, of one length.
 
-    mean, std: of the autoencoder's posterior, scaled, `[B C F h w]`. text: `[B L D]` of the captions, or None where
-    they are encoded in the step. mask: bool `[B F]`, the frames that count, None where all do.
+    numbers: which samples of the run they are. mean, std: of the autoencoder's posterior, scaled, `[B C F h w]`. text:
+    `[B L D]` of the captions, or None where they are encoded in the step.
     """
 
+    numbers: Sequence[int]
     mean: Tensor
     std: Tensor
     captions: Sequence[str]
     text: Tensor | None
     draws: Draws
     fps: float
-    mask: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.numbers)
 
 
 @dataclass
@@ -120,9 +120,11 @@ class Trainer:
         sums, levels = torch.zeros(3, dtype=torch.float64), torch.zeros(whole, dtype=torch.float64)
         for parameter in self.trained.values():
             parameter.grad = None
-        recorder = self.tools.before(step, batches[0].mask)
+        batches = sorted(batches, key=lambda batch: -batch.mean.shape[2])  # attention is looked at in the longest
+        recorder = self.tools.before(step)
         for i, batch in enumerate(batches):
-            losses = self.losses(batch, probe=recorder if i == 0 else None)
+            with self._dropout(batch):
+                losses = self.losses(batch, probe=recorder if i == 0 else None)
             loss = losses.sample.sum() / whole
             penalty = self.tools.penalty(recorder) if i == 0 else None
             if penalty is not None:
@@ -130,8 +132,8 @@ class Trainer:
             (loss * self.loss_scale.scale).backward()
             parts = (losses.sample, losses.mse, losses.diff)
             sums += torch.stack([part.detach().double().sum().cpu() for part in parts])
-            first = (i * self.processes.count + self.processes.rank) * config.batch_size
-            levels[first : first + len(batch)] = batch.draws.timestep.double().mean(1) / len(self.schedule.abar)
+            places = [number % whole for number in batch.numbers]
+            levels[places] = batch.draws.timestep.double().mean(1) / len(self.schedule.abar)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         self.processes.sum([sums, levels, *gradients])
         if self.loss_scale.scale != 1:
@@ -170,7 +172,6 @@ class Trainer:
                 timestep.to(self.device),
                 self.unet.text_keys(self._text(batch)),
                 torch.full((len(batch),), batch.fps, device=self.device),
-                frame_mask=None if batch.mask is None else batch.mask.to(self.device),
                 probe=probe,
             )
         pred, target = training_pair(
@@ -184,7 +185,6 @@ class Trainer:
             draws=AnchorDraws(draws.anchor, anchor),
             progress=self.done / self.config.steps,
             step=self.done,
-            mask=batch.mask,
         )
 
     @torch.no_grad()
@@ -242,10 +242,13 @@ class Trainer:
         self.optimizer.restore(_under("optimizer/", tensors))
         self.tools.load_state_dict(_under("tools/", tensors))
 
-    def override_rate(self, rate: float) -> None:
-        """Another learning rate from here on; Muon's keeps its proportion."""
-        self.optimizer.override(rate / self.config.learning_rate)
-        self.config = replace(self.config, learning_rate=rate)
+    @contextmanager
+    def _dropout(self, batch: Batch) -> Iterator[None]:
+        """What layers draw by themselves (VideoCrafter2's dropout) is of the batch's numbers, like all else."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(generator(self.config.seed, "dropout", batch.numbers[0]).initial_seed())
+            yield
 
     def _text(self, batch: Batch) -> Tensor:
         """`[B L D]`, of the empty text where the caption was dropped."""
