@@ -389,7 +389,7 @@ class StabilityConfig:
             raise UsageError("--qk-clip scales weights that --sigma-reparam and --qk-norm normalise: take one of them")
 
     @property
-    def clips(self) -> bool:
+    def qk_clips(self) -> bool:
         """Is QK-clip on?"""
         return not (self.sigma_reparam or self.qk_norm) if self.qk_clip is None else self.qk_clip
 

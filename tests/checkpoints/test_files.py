@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_pickles(tmp_path, content, name, zipped):
     """Whatever the file is called."""
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
     assert_equal(read(tmp_path / name), TENSORS)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_versions_of_pickle(tmp_path, zipped, protocol):
+    """Those that torch reads in safety, without a word."""
+    path = tmp_path / "x.ckpt"
+    torch.save(TENSORS, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert_equal(read(path), TENSORS)
+    assert not said
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])

@@ -156,8 +156,11 @@ def test_pickles_of_more_than_tensors(refused, tmp_path, unet):
             assembly.pickle(path, {"state_dict": {"a.weight": torch.ones(1)}, "x": hostile}, legacy)
             said = rf"is a pickle of more than tensors \(it wants {what}\), refused as it could run any code: take the"
             assert search(said, refused(path))
-    path.write_bytes(pickle.dumps(Code()))
-    assert search("is a pickle of more than tensors|damaged", refused(path))
+    for protocol in (2, 3, 4, 5):
+        path.write_bytes(pickle.dumps(Code(), protocol))
+        assert search("is a pickle of more than tensors|damaged", refused(path))
+    torch.save({"a.weight": torch.ones(1)}, path, pickle_protocol=4)
+    assert "is a damaged pickle, or of a protocol above 3; download it again" in refused(path)
     zipped(path, **{"archive/data.pkl": pickle.dumps(Code(), protocol=2), "archive/version": b"3"})
     assert "is a pickle of more than tensors" in refused(path)
     assert not mark.exists()
@@ -231,6 +234,7 @@ def test_places(refused, tmp_path, base, module, monkeypatch):
     for option in ("motion_module", "vae"):
         line = refused(base, **{"motion_module": module, option: folder})
         assert line == f"{folder} holds no weights: expected diffusion_pytorch_model.safetensors or the like"
+    assert "cannot read" in refused(base, motion_module=module, lora=["x" * 300 + ":0.5"])
     assert "holds no weights" in refused(base, motion_module=module, lora=[folder])
     (folder / "model.ckpt").mkdir()
     assert "has no unet" in refused(folder)
@@ -251,7 +255,8 @@ def test_unreadable(refused, tmp_path, base):
     assert refused(path) == f"cannot read {path}: Permission denied"
     path.chmod(stat.S_IRWXU)
     tmp_path.chmod(0)
-    assert f"cannot read {path}" in refused(path)
+    assert f"cannot read '{path}': Permission denied" in refused(path)
+    assert f"cannot read {tmp_path}" in refused(tmp_path)
     tmp_path.chmod(stat.S_IRWXU)
 
 

@@ -172,11 +172,11 @@ def test_a_rate_that_no_network_can_be_told(refused):
 # --- choices
 
 OPTIONS = [
-    ([*FIFO, "-m", "nowhere"], 3, "no model at 'nowhere'; give a path that exists, or random", {}),
-    ([*FIFO, "-m", "a\nb"], 3, "no model at", {}),
+    ([*FIFO, "-m", "nowhere"], 3, "no file or folder 'nowhere': give a path that exists, or a cached hub id", {}),
+    ([*FIFO, "-m", "a\nb"], 3, r"no file or folder 'a\\nb'", {}),
     ([*FIFO, "-m", "random:sora"], 3, "'sora'; choose from animatediff-v1, .*videocrafter2", {}),
-    ([*FIFO, "-m", "f"], 3, "cannot load f", {"f": "text"}),
-    ([*FIFO, "-m", "d"], 3, "cannot load d", {"d": None}),
+    ([*FIFO, "-m", "f"], 3, "f is a text file, not weights", {"f": "text"}),
+    ([*FIFO, "-m", "d"], 3, "d has no unet and no text_encoder", {"d": None}),
     ([*FIFO, "--scheduler", "euler"], 3, "unknown scheduler 'euler'; choose from ddim", {}),
     ([*FIFO, "--queue-start", "random"], 3, "unknown queue start 'random'; choose from reference, uniform", {}),
     ([*FIFO, "--uniform-latents", "--queue-start", "reference"], 2, "exclude each other", {}),
@@ -628,7 +628,7 @@ CONFIGS = {
     "lookahead = 'x'": (2, "--lookahead"),
     "scheduler = 'euler'": (3, "unknown scheduler 'euler'"),
     "scheduler = ['ddim']": (3, "unknown scheduler"),
-    "model = 3": (3, "no model at '3'"),
+    "model = 3": (3, "no file or folder '3'"),
     "prompt_schedule = '5: x'": (2, "give either a prompt"),
     "resume = 'missing'": (3, "no state at missing"),
     "json = 'x'": (2, "--json"),
@@ -678,7 +678,7 @@ VARIABLES = {
     "LOOKAHEAD": ("x", 2, "--lookahead"),
     "METADATA": ("x", 2, "--metadata"),
     "JSON": ("x", 2, "--json"),
-    "MODEL": ("nowhere", 3, "no model at 'nowhere'"),
+    "MODEL": ("nowhere", 3, "no file or folder 'nowhere'"),
     "DEVICE": ("toaster", 3, "unknown device"),
     "DTYPE": ("fp8", 3, "unknown dtype"),
     "SCHEDULER": ("x", 3, "unknown scheduler"),
@@ -850,7 +850,7 @@ def test_a_state_of_another_model(refused, forged):
     forged(lambda facts: facts["config"].update(model="random:videocrafter2"))
     assert "of another model" in refused("fifo", "--resume", STATE)
     forged(lambda facts: facts["config"].update(model="nowhere"))
-    assert "no model at 'nowhere'" in refused("fifo", "--resume", STATE)
+    assert "no file or folder 'nowhere'" in refused("fifo", "--resume", STATE)
 
 
 def test_a_model_that_breaks_is_one_line_too(call, monkeypatch, tmp_path):

@@ -552,13 +552,13 @@ def test_signals_are_heeded_while_the_model_is_made_ready(run, on_event, tmp_pat
     """It can take minutes; nothing of it may end in the signal's own action, which is death without a word."""
     missed = []
     before = signal.signal(number, lambda *_: missed.append(number))
-    to = VideoModel.to
+    ready = VideoModel.ready
 
     def move(self: VideoModel, *where: Any) -> VideoModel:
         os.kill(os.getpid(), number)
-        return to(self, *where)
+        return ready(self, *where)
 
-    monkeypatch.setattr(VideoModel, "to", move)
+    monkeypatch.setattr(VideoModel, "ready", move)
     on_event(lambda _: None)
     try:
         run(*RIVER, "--frames", "3", "-o", "out.safetensors", code=0 if number == signal.SIGUSR1 else 130)

@@ -469,7 +469,7 @@ def test_gradient_norms():
 
 
 def test_config():
-    assert StabilityConfig().clips and not StabilityConfig(sigma_reparam=True).clips
+    assert StabilityConfig().qk_clips and not StabilityConfig(sigma_reparam=True).qk_clips
     with pytest.raises(UsageError, match="take one of them"):
         StabilityConfig(qk_clip=True, qk_norm=True)
     with pytest.raises(InputError, match="--block-lr is 'up'; give BLOCK=FACTOR"):

@@ -24,14 +24,20 @@ def load(config: ModelConfig) -> VideoModel:
     config.model: `random[:FAMILY]`, a Stable Diffusion 1.5 base (folder, file or cached hub id, with a motion module),
     or a VideoCrafter file. Raises CheckpointError, InputError for an unknown family of random model.
     """
-    kind, _, family = config.model.partition(":")
     try:
-        model = _random(config, family) if kind == "random" else _open(config)
+        return _load(config)
     except VidloseError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or config.model}: {error.strerror or error}") from error
     except Exception as error:  # odd sizes: whatever layers raise that cannot be made of them
         given = " with ".join(filter(None, (config.model, config.motion_module, config.vae)))
         raise CheckpointError(f"{given}: no network can be made of these sizes: {first_line(error)}") from error
+
+
+def _load(config: ModelConfig) -> VideoModel:
+    kind, _, family = config.model.partition(":")
+    model = _random(config, family) if kind == "random" else _open(config)
     files = dict.fromkeys(part.tensors.path for part in model.unread if isinstance(part.tensors, Weights))
     # One set of targets, as updates of one weight are summed by them.
     targets = lora.targets(model.unet, *names(model.unet), text=model.text_encoder.clip) if config.lora else {}

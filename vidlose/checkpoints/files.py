@@ -1,6 +1,7 @@
 """Weights files: what is really in one, told from its bytes; opened at once, each tensor read when asked for."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,15 @@ def _torch(path: Path, start: bytes) -> Weights:
 
     mapped = start.startswith(ZIP) and _is_stored(path)  # what came before torch 1.6 cannot be mapped
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version, which nobody here can change
             loaded = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         tensors, rest = _unwrap(loaded)
         metadata = _texts(rest)
     except pickle.UnpicklingError as error:
         what = _wanted(str(error))
         if what is None:
-            raise CheckpointError(f"{path} is a damaged pickle, or not torch's; download it again") from error
+            raise CheckpointError(f"{path} is a damaged pickle, or of a protocol above 3; download it again") from error
         raise CheckpointError(
             f"{path} is a pickle of more than tensors (it wants {what}), refused as it could run any code: take the"
             " publisher's .safetensors, or save its tensors alone where you trust it"

@@ -24,9 +24,9 @@ def locate(name: str) -> Path:
         if path.exists():
             return path
     except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, ~somebody
-        raise CheckpointError(f"cannot read {name[:200]}: {getattr(error, 'strerror', None) or error}") from error
+        raise CheckpointError(f"cannot read {name[:200]!r}: {getattr(error, 'strerror', None) or error}") from error
     if not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"there is no file or folder {name}")
+        raise CheckpointError(f"there is no file or folder {name!r}: give a path that exists, or a cached hub id")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -161,7 +161,8 @@ def _schedule(weights: Weights, family: str) -> NoiseSchedule:
     """The family's, with the signal's factor as the file has it. Raises CheckpointError where the file's noise levels
     are others."""
     scale = weights.get("scale_arr")  # of 1000 numbers or 1400, of which the last 400 are never read
-    last = SCALE_TO.get(family) if scale is None else round(scale[-1].item(), 2)
+    digits = 6 if scale is None or scale.dtype == torch.float32 else 2  # undoes what half precision does to 0.7
+    last = SCALE_TO.get(family) if scale is None else round(scale[-1].item(), digits)
     schedule = NoiseSchedule.of("scaled_linear", scale_to=last)
     for name, ours in (("alphas_cumprod", schedule.abar), ("scale_arr", schedule.scale)):
         kept = weights.get(name)

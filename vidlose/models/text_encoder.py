@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vidlose.models.tokenizer import ClipTokenizer, WordTokenizer
+from vidlose.models.tokenizer import END, START, ClipTokenizer, WordTokenizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class TextEncoder(nn.Module):
                 num_attention_heads=config.heads,
                 max_position_embeddings=config.length,
                 hidden_act=config.activation,
-                **({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} if config.words else {}),
+                bos_token_id=1 if config.words else START,
+                eos_token_id=2 if config.words else END,
             )
         )
 

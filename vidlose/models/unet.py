@@ -167,14 +167,12 @@ class UNet(nn.Module):
         return embedding + self.fps_embed(per_frame.flatten())
 
     def _run(self, layers: nn.ModuleDict, x: Tensor, context: Context) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            for layer in layers.values():
+        for layer in layers.values():
+            if self.gradient_checkpointing and self.training:  # each by itself: on the way back one is whole again
+                x = checkpoint(layer, x, context, use_reentrant=False)
+            else:
                 x = layer(x, context)
-            return x
-
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(run, x, use_reentrant=False)
-        return run(x)
+        return x
 
 
 def _first_temporal(block: nn.ModuleDict) -> TemporalTransformer | None:

@@ -133,10 +133,13 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     with Signals() as signals, runtime.memory_errors():
         runtime.settle_memory(device)
         model = checkpoints.load(config)
+        config, settled = resolve(config, model, device)
         fingerprint = model.fingerprint()
         if saved and saved.facts["fingerprint"] != fingerprint:
-            raise InputError(f"{saved.path} is of another model: {config.model} has changed since")
-        config, settled = resolve(config, model, device)
+            before = saved.facts["config"]["model"]
+            if before != config.model:
+                raise InputError(f"{saved.path} is of a run with --model {before}, not {config.model}")
+            raise InputError(f"{saved.path} is of another model: {config.model}, or a file with it, has changed since")
         steps = config.partitions * settled.frames
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
         plan = method.plan(ladder, settled.frames, config.lookahead)

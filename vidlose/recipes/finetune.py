@@ -609,24 +609,38 @@ def estimated(plan: Plan) -> tuple[dict[str, Share], Selection]:
     """By block, of the network on the meta device."""
     config, family = plan.config, plan.model.unet.family
     with torch.device("meta"):
-        unet = UNet(family).to(plan.frozen)
+        unet = UNet(family)
         frames, (width, height) = plan.window.frames, plan.model.latent_size(*plan.window.size)
         x = torch.empty(config.batch_size, family.latent_channels, frames, height, width)
         timestep = torch.empty(config.batch_size, frames, dtype=torch.long)
         text = torch.empty(config.batch_size, plan.model.text_encoder.config.length, family.text_width)
-    unet.gradient_checkpointing = config.gradient_checkpointing
-    unet.train()
-    selection = select(unet, config.blocks, config.train, rank=config.lora_rank, alpha=config.lora_alpha)
-    shares = estimate(
-        unet,
-        lambda: unet(x, timestep, text),
-        selection.parameters,
-        block_of,
-        config.optimizer,
-        ema=config.ema > 0,
-        frozen_bytes=torch.empty((), dtype=plan.frozen).element_size(),
-    )
-    return shares, selection
+    selection = select(unet.train(), config.blocks, config.train, rank=config.lora_rank, alpha=config.lora_alpha)
+
+    def shares(checkpointing: bool, part: Callable[[str], str] = block_of) -> dict[str, Share]:
+        unet.gradient_checkpointing = checkpointing
+        ema = config.ema > 0
+        return estimate(
+            unet,
+            lambda: unet(x, timestep, text),
+            selection.parameters,
+            part,
+            config.optimizer,
+            ema=ema,
+            dtype=plan.dtype,
+        )
+
+    found = shares(config.gradient_checkpointing)
+    if config.gradient_checkpointing:  # on the way back one layer at a time is whole again
+        name, largest = max(shares(False, layer_of).items(), key=lambda one: one[1].activations)
+        share = found[block_of(name)]
+        found[block_of(name)] = replace(share, activations=share.activations + largest.activations)
+    return found, selection
+
+
+def layer_of(name: str) -> str:
+    """`down.0.1.temporal.attn1.to_q.weight` -> `down.0.1.temporal`."""
+    parts = name.rstrip(".").split(".")
+    return ".".join(parts[: 4 if parts[0] in ("down", "up") else 2])
 
 
 def described(plan: Plan, selection: Selection) -> list[str]:

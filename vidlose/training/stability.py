@@ -368,7 +368,7 @@ class Tools:
         self.unet, self.config, self.steps = unet, config, steps
         chosen = choose(unet, config.tool_blocks or blocks)
         layers = attentions(unet, chosen)
-        self.clip = QKClip(layers, config.qk_clip_factor, config.qk_clip_floor) if config.clips else None
+        self.clip = QKClip(layers, config.qk_clip_factor, config.qk_clip_floor) if config.qk_clips else None
         hinges = config.entropy_hinge > 0 and len(layers) > 0
         self.hinge = EntropyHinge(layers, config.entropy_hinge, config.entropy_slack) if hinges else None
         if config.qk_norm:
