@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import assembly
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
@@ -34,6 +36,11 @@ def folder(tmp_path_factory) -> Path:
     motion = ROOT / "tests/goldens/animatediff/mm_v2/motion_module.safetensors"
     (path / "mm_sd_v15_v2.ckpt").symlink_to(motion)  # told from its bytes, whatever its name says
     save_file({name: 1.01 * tensor for name, tensor in load_file(motion).items()}, path / "tuned.safetensors")
+    goldens = ROOT / "tests/goldens"
+    assembly.folder_base(path / "sd15", load_file(goldens / "animatediff/mm_v2/unet2d.safetensors"))
+    (path / "pan-left.safetensors").symlink_to(goldens / "animatediff/mm_v2/motion_lora.safetensors")
+    whole = load_file(goldens / "videocrafter_full/vc2_tiny/model.safetensors")
+    save_file(whole, path / "videocrafter2.ckpt", {"text_heads": "2"})
     (path / "bin").mkdir()
     import imageio_ffmpeg
 

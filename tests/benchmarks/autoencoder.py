@@ -16,8 +16,9 @@ import torch
 
 from tests.benchmarks.rows import append
 from tests.world.test_recogniser import mistakes
-from vidlose.checkpoints.animatediff import open_vae
+from vidlose.checkpoints import load
 from vidlose.checkpoints.builtin import VAE
+from vidlose.config import ModelConfig
 from vidlose.models.autoencoder import FrameAutoencoder, from_uint8, to_uint8
 from vidlose.world import scene
 
@@ -26,10 +27,8 @@ FIRST = 10**6  # the training's own checks stop before
 
 
 def autoencoder() -> FrameAutoencoder:
-    vae, part = open_vae(VAE)
-    part.check()
-    part.fill(torch.device("cpu"), torch.float32)
-    return vae.eval().requires_grad_(False)
+    """As a run has it."""
+    return load(ModelConfig(model="random:builtin")).ready(torch.device("cpu"), torch.float32).vae
 
 
 def coded(vae: FrameAutoencoder, frames: np.ndarray) -> np.ndarray:

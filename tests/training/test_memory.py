@@ -24,9 +24,9 @@ def test_the_meta_device_keeps_what_is_kept(family, checkpointing):
     real, told = (network(family, device, checkpointing) for device in ("cpu", "meta"))
     kept = kept_by_block(*real[:2], block_of)
     shares = estimate(*told, block_of, "adamw", ema=False, dtype=torch.float32)
-    assert sum(share.activations for share in shares.values()) == pytest.approx(sum(kept.values()), rel=0.02)
+    assert sum(share.activations for share in shares.values()) == pytest.approx(sum(kept.values()), rel=0.05)
     for block, share in shares.items():
-        assert share.activations == pytest.approx(kept[block], rel=0.05, abs=2000), block
+        assert share.activations == pytest.approx(kept[block], rel=0.1, abs=2000), block
 
 
 def test_weights_and_moments_by_hand():
