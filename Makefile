@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two processes of one thread each: small tensors gain nothing from more threads, and threads that share cores lose.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-full check style bench clean
 
@@ -12,7 +14,7 @@ demo: $(READY)  ## endless video from the default model, to out/demo.mp4
 		--output out/demo.mp4 --overwrite
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: $(READY)  ## models of real size with random weights: 7 GB of disk, 10 GB of memory, minutes
 	VIDLOSE_TEST_FULL=1 $(BIN)/python -m pytest tests/full -s
@@ -21,7 +23,7 @@ check: $(READY)  ## lint, types, tests; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vidlose
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 style: $(READY)  ## fix what can be fixed
 	$(BIN)/ruff check --fix .
@@ -31,6 +33,8 @@ bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
 	$(BIN)/python -m tests.benchmarks.fifo
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.world
+	$(BIN)/python -m tests.benchmarks.autoencoder
+	$(BIN)/python -m tests.benchmarks.finetune
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -361,7 +361,7 @@ def test_a_lora_between_two_bases(convert, golden, vidlose):
 
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=49408, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     text = {name.removeprefix("text_model."): value for name, value in CLIPTextModel(config).state_dict().items()}
     unet = golden("animatediff/mm_v2/unet2d").tensors
@@ -498,7 +498,7 @@ def test_bad_input(refused, module, golden):
     save_file(tensors, "word.safetensors", {"motion_heads": "x"})
     save_file(tensors | {f"{part[:28]}.pe": torch.zeros(3)}, "table.safetensors")
     for said, *words in (
-        ("no file or folder nowhere", "nowhere", "--to", "original"),
+        ("no file or folder 'nowhere'", "nowhere", "--to", "original"),
         ("text.ckpt is a text file", "text.ckpt", "--to", "original"),
         ("empty holds no weights", "empty", "--to", "original"),
         ("is a LoRA of motion modules, and --to original wants an AnimateDiff motion", adapter, "--to", "original"),
@@ -507,7 +507,7 @@ def test_bad_input(refused, module, golden):
         ("is an AnimateDiff motion module, and --to lora without --base wants a LoRA", original, "--to", "lora"),
         ("motion_lora.safetensors is a LoRA of motion", adapter, "--to", "lora", "--base", original),
         ("--base wants an AnimateDiff motion module", original, "--to", "lora", "--base", adapter),
-        ("there is no file or folder nowhere", original, "--to", "lora", "--base", "nowhere"),
+        ("there is no file or folder 'nowhere'", original, "--to", "lora", "--base", "nowhere"),
         ("is of AnimateDiff v2, and --base", original, "--to", "lora", "--base", unet),
         ("1 tensors missing: down_blocks.1 1", "partial.safetensors", "--to", "original"),
         ("proj_in.weight is (3, 64), the model has (64, 64)", "shape.safetensors", "--to", "diffusers"),
@@ -516,7 +516,7 @@ def test_bad_input(refused, module, golden):
         ("are incomplete", "up.safetensors", "--to", "original"),
         ("no position tables, and no config", "bare.safetensors", "--to", "original"),
         ("not of 7 heads", "heads.safetensors", "--to", "original"),
-        ("motion_num_attention_heads is x, and must be", "word.safetensors", "--to", "original"),
+        ("motion_num_attention_heads is 'x', and must be", "word.safetensors", "--to", "original"),
         ("and a position table has three axes", "table.safetensors", "--to", "original"),
         ("unknown dtype 'fp8'; choose from keep, fp32", original, "--to", "original", "--dtype", "fp8"),
         ("--to is 'ckpt'; choose from original, diffusers, lora", original, "--to", "ckpt"),
@@ -551,8 +551,8 @@ def test_odd_configs(convert, refused, module):
     for said, change in (
         ("motion_norm_num_groups 16, not 32", {"motion_norm_num_groups": 16}),
         ("conv_in_channels 9, not None", {"conv_in_channels": 9}),
-        ("motion_num_attention_heads is [4, 8]", {"motion_num_attention_heads": [4, 8]}),
-        ("motion_max_seq_length is {}", {"motion_max_seq_length": {}}),
+        ("motion_num_attention_heads is '[4, 8]'", {"motion_num_attention_heads": [4, 8]}),
+        ("motion_max_seq_length is '{}'", {"motion_max_seq_length": {}}),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         assert said in refused(folder, "--to", "original")

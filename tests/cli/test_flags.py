@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 
 import pytest
@@ -11,7 +12,18 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from vidlose import cli
-from vidlose.config import FifoConfig, GenerateConfig, SampleConfig
+from vidlose.checkpoints import keymap, random
+from vidlose.checkpoints.animatediff import motion_table
+from vidlose.config import (
+    ConvertConfig,
+    FifoConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    InfoConfig,
+    ModelConfig,
+    SampleConfig,
+    WorldConfig,
+)
 from vidlose.io.state import load_state
 from vidlose.io.video import count_frames, read_frames
 from vidlose.models.autoencoder import FrameAutoencoder
@@ -50,11 +62,27 @@ def latents(vidlose, tmp_path):
     return run
 
 
+@pytest.fixture
+def files(vidlose, tmp_path):
+    """A motion module for the random model, a LoRA of it, and a picture."""
+    from PIL import Image
+
+    unet = random.load().unet
+    base = {name: x.contiguous() for name, x in keymap.export(unet, motion_table(unet)).items()}
+    for name, factor in (("base", 1.0), ("motion", 1.1)):
+        save_file({key: factor * x for key, x in base.items()}, tmp_path / f"{name}.safetensors", {"motion_heads": "4"})
+    words = ["--base", "base.safetensors", "--to", "lora", "--rank", "4", "-o", "lora.safetensors"]
+    assert vidlose("convert", "motion.safetensors", *words)[0] == 0
+    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "photo.png")
+
+
 # Options that change the latents, each with words that differ from the default.
 SAMPLING = {
     "prompt": ["-p", "a blue box"],
     "negative": ["-n", "blurry"],
     "model": ["-m", "random:videocrafter2"],
+    "motion_module": ["--motion-module", "motion.safetensors"],
+    "lora": ["--lora", "lora.safetensors:0.5"],
     "width": ["--width", "24"],
     "height": ["--height", "24"],
     "guidance_scale": ["-g", "4"],
@@ -75,7 +103,9 @@ ONLY_FIFO = {
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
-def test_fifo_options_change_the_latents(latents, name):
+def test_fifo_options_change_the_latents(latents, request, name):
+    if name in ("motion_module", "lora"):
+        request.getfixturevalue("files")
     words = {**SAMPLING, **ONLY_FIFO}[name]
     prompt = [] if name in ("prompt", "prompt_schedule") else ["-p", "a red ball"]
     plain, changed = latents(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
@@ -84,11 +114,31 @@ def test_fifo_options_change_the_latents(latents, name):
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "steps"])
-def test_generate_options_change_the_latents(latents, name):
+def test_generate_options_change_the_latents(latents, request, name):
+    if name in ("motion_module", "lora"):
+        request.getfixturevalue("files")
     words = {**SAMPLING, "steps": ["--steps", "4"]}[name]
     prompt = [] if name == "prompt" else ["-p", "a red ball"]
     plain, changed = latents(*TINY_CLIP, "-p", "a red ball"), latents(*TINY_CLIP, *prompt, *words)
     assert plain.shape != changed.shape or not torch.equal(plain, changed)
+
+
+@pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
+def test_a_picture_is_for_models_that_read_one(vidlose, latents, files, tmp_path, command):
+    from PIL import Image
+
+    Image.new("RGB", (20, 20), (20, 30, 230)).save(tmp_path / "other.png")
+    words = [*command, "-p", "x", "-m", "random:videocrafter-i2v", "--image"]
+    assert not torch.equal(latents(*words, "photo.png"), latents(*words, "other.png"))
+    assert vidlose(*command, "-p", "x", "--image", "photo.png")[0] == 3
+
+
+@pytest.mark.parametrize("option", ["--vae", "--norm-mode"])
+def test_what_a_random_model_has_already_is_refused(vidlose, option):
+    for command in ("generate", "fifo", "finetune"):
+        words = [command, *(["-p", "x"] if command != "finetune" else []), option, "diffusers"]
+        code, _, err = vidlose(*words)
+        assert code == 3 and f"leave {option} out" in err
 
 
 def test_uniform_latents_is_the_uniform_start(latents):
@@ -228,6 +278,9 @@ def test_layers_of_configuration(vidlose, tmp_path, monkeypatch):
 def test_every_config_field_is_covered():
     """A new field needs an option and a place in the tests above."""
     elsewhere = {
+        "image",
+        "vae",  # checkpoints/test_load.py has models that take them
+        "norm_mode",
         "output",
         "fps",
         "fps_condition",
@@ -252,9 +305,32 @@ def test_every_config_field_is_covered():
     }
     clip = {field.name for field in fields(GenerateConfig)} - shared
     assert clip == {"frames", "steps", "prompts_file", "num_videos"}
-    for kind, command in ((FifoConfig, "fifo"), (GenerateConfig, "generate")):
+    # Those of finetune are walked in recipes/test_finetune_knobs.py.
+    assert {field.name for field in fields(ModelConfig)} <= shared & {field.name for field in fields(FinetuneConfig)}
+    configs = {"fifo": FifoConfig, "generate": GenerateConfig, "finetune": FinetuneConfig}
+    configs |= {"convert": ConvertConfig, "info": InfoConfig, "world": WorldConfig}
+    assert configs.keys() == COMMANDS.keys() - {"doctor"}
+    for command, kind in configs.items():
         options = {parameter.name for parameter in COMMANDS[command].params}
         assert {field.name for field in fields(kind)} <= options
+
+
+def test_finetune_reads_every_layer_of_configuration(vidlose, tmp_path, monkeypatch):
+    """Lists, the positional data and switches too: flags over VIDLOSE_* over --config over defaults."""
+    assert vidlose("world", "-o", "clips/", "--clips", "4", "--frames", "2", "--size", "32", "--seed", "1")[0] == 0
+    (tmp_path / "run.toml").write_text(
+        'steps = 5\nseed = 3\n[finetune]\ndata = ["clips"]\nblock-lr = ["up=0.3", "mid=2"]\nguards = false\nema = 0.5\n'
+    )
+    monkeypatch.setenv("VIDLOSE_SEED", "4")
+    monkeypatch.setenv("VIDLOSE_STRIDES", "1 3")
+    small = ["--width", "16", "--height", "16", "--frames", "2", "--sample_every", "0", "--held-out", "0"]
+    words = ["finetune", "--config", "run.toml", "-o", "run", *small, "--steps", "1", "--strides", "2", "--no-qk-clip"]
+    code, out, err = vidlose(*words)
+    assert (code, out) == (0, "run\n"), err
+    found = tomllib.loads((tmp_path / "run/config.toml").read_text())
+    wanted = {"steps": 1, "seed": 4, "data": ["clips"], "block_lr": ["up=0.3", "mid=2"], "guards": False, "ema": 0.5}
+    assert found.items() >= {**wanted, "strides": [2], "qk_clip": False, "loss": "mix"}.items()
+    assert "stride" not in found  # None: nobody has said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -266,7 +342,7 @@ def test_options_do_not_clash_and_are_explained(name):
         assert getattr(parameter, "help", None), parameter.name
 
 
-@pytest.mark.parametrize("name", ["generate", "fifo", "doctor"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help(vidlose, name):
     code, out, _ = vidlose(name, "--help")
     assert code == 0 and "Usage: vidlose" in out

@@ -77,7 +77,7 @@ class Layout:
 
     def divide(self, heads: int, what: str) -> None:
         """Raises CheckpointError where a level's channels are no multiple of the heads."""
-        if odd := [width for width in self.channels if width % heads]:
+        if odd := [width for width in self.channels if heads < 1 or width % heads]:
             raise CheckpointError(f"{what}: {odd[0]} channels cannot be divided among {heads} heads")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -168,9 +168,9 @@ def from_config(
     for panel, texts in panels.items():
         for name, text in texts.items():
             word = name.replace("_", "-")
-            flags = [f"--{word}/--no-{word}" if hints[name] is bool else f"--{word}", *filter(None, [short.get(name)])]
-            shown = True if knobs[name].default is not None else "off"
-            add(name, option(*flags, help=text, panel=panel, show_default=shown))
+            switch = bool in (hints[name], *get_args(hints[name]))
+            flags = [f"--{word}/--no-{word}" if switch else f"--{word}", *filter(None, [short.get(name)])]
+            add(name, option(*flags, help=text, panel=panel, show_default=knobs[name].default is not None))
     if missing := knobs.keys() - parameters.keys():
         raise KeyError(f"no help for {sorted(missing)}")
     for name, hint in extra.items():
