@@ -177,9 +177,12 @@ DECIDED: dict[str, Any] = {  # of the guards
 def here(tmp_path_factory: pytest.TempPathFactory):
     """A folder with everything that the values above name; one thread."""
     folder = tmp_path_factory.mktemp("knobs")
-    networks = dict(random.NETWORKS)
+    patch = pytest.MonkeyPatch()
     for name in ("animatediff-v2", "animatediff-v3"):  # there are many runs to make: two levels will do
-        random.NETWORKS[name] = replace(networks[name], channels=(32, 64))
+        patch.setitem(random.NETWORKS, name, replace(random.NETWORKS[name], channels=(32, 64)))
+    patch.setattr(recipe, "HELD_AT", (500,))
+    patch.setattr(recipe, "draw_curves", lambda rows, path: None)
+    patch.setattr(watching.Showing, "_one", lambda *_: torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
     before, threads = Path.cwd(), torch.get_num_threads()
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -209,7 +212,7 @@ def here(tmp_path_factory: pytest.TempPathFactory):
             parameter.data += 0.1
     save_file(recipe.exports._lora(of.trainer.unet), "lora.safetensors")
     yield
-    random.NETWORKS.update(networks)
+    patch.undo()
     torch.set_num_threads(threads)
     os.chdir(before)
 
@@ -284,12 +287,8 @@ def test_it_is_refused(name):
     assert said in str(two_steps({**context, name: value}))
 
 
-def written(said: Said, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def written(said: Said) -> dict[str, Any]:
     """The files of a whole run, and its log."""
-    monkeypatch.setattr(recipe, "draw_curves", lambda rows, path: None)
-    monkeypatch.setattr(
-        watching.Showing, "_one", lambda self, prompt, seed: torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    )
     of = build({"steps": 3, **said})
     of.open(False)
     of.go()
@@ -300,9 +299,9 @@ def written(said: Said, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_it_changes_the_files(name, monkeypatch):
+def test_it_changes_the_files(name):
     context, value = WRITTEN[name]
-    assert written(context, monkeypatch) != written({**context, name: value}, monkeypatch)
+    assert written(context) != written({**context, name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("device", "mps"), ("track", "wandb")])
@@ -317,7 +316,7 @@ def test_what_is_not_there_is_refused(name, value, monkeypatch):
             runtime.device(value)
         else:
             monkeypatch.setitem(sys.modules, "wandb", None)
-            written({name: value}, monkeypatch)
+            written({name: value})
 
 
 def decisions(config: StabilityConfig) -> list[Any]:

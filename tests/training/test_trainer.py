@@ -27,7 +27,10 @@ AT = (150, 450, 750)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def small(monkeypatch):
+    """One thread, and networks of two levels: there are many steps to take."""
+    for family in ("animatediff-v2", "videocrafter2"):
+        monkeypatch.setitem(random.NETWORKS, family, replace(random.NETWORKS[family], channels=(32, 64)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,7 +120,7 @@ def test_nothing_else_changes_by_one_bit(family, blocks, train):
 
 
 def test_a_step_in_parts_is_the_whole():
-    said = {"blocks": "down,mid,up.0,up.1"}  # up.3 ends in biases that a norm takes away again
+    said = {"blocks": "down,mid,up.0"}  # up.1 ends in biases that a norm takes away again
     whole, parts = trainer(batch_size=4, **said), trainer(batch_size=2, accumulate=2, **said)
     for step in range(3):
         # Large enough that the coarsest level is not one pixel: a group norm of two numbers turns rounding into signs.
@@ -267,7 +270,7 @@ def test_rates_by_hand():
     moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in of.trained.items()}
     # Adam's first two steps are of the rate's size.
     assert moved["middle.temporal.proj_out.weight"] == pytest.approx(1.5e-3, rel=0.05)
-    assert moved["up.2.0.temporal.proj_out.weight"] == pytest.approx(1.5e-4, rel=0.05)
+    assert moved["up.1.0.temporal.proj_out.weight"] == pytest.approx(1.5e-4, rel=0.05)
 
 
 def test_gradients_are_clipped_to_their_norm(monkeypatch):
@@ -325,7 +328,7 @@ def copied(state: State) -> State:
         ("animatediff-v2", {"ema": 0.9, "optimizer": "muon"}),
         ("videocrafter2", {"ema": 0.9, "lr_schedule": "cosine", "anchor": "batch"}),
         ("animatediff-v2", {"train": "motion-lora", "lora_rank": 2}),
-        ("videocrafter2", {"sigma_reparam": True, "skip_scale": "annealed", "entropy_hinge": 1.0}),
+        ("animatediff-v2", {"sigma_reparam": True, "skip_scale": "annealed", "entropy_hinge": 1.0}),
         ("animatediff-v2", {"qk_clip_floor": 0.01, "qk_clip_factor": 1.01}),
     ],
 )

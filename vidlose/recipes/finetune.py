@@ -239,8 +239,16 @@ class Plan:
     def metadata(self) -> dict[str, Any]:
         """What a file has to say, for its tensors to be read rightly."""
         family = self.model.unet.family
-        heads = {"motion_heads": family.motion_heads, "heads": family.heads} if isinstance(family, AnimateDiff) else {}
-        return {"prediction": self.prediction, "zero_terminal_snr": self.config.zero_terminal_snr, **heads}
+        said: dict[str, Any] = {"prediction": self.prediction, "zero_terminal_snr": self.zero_terminal}
+        if isinstance(family, AnimateDiff):
+            norms = "diffusers" if family.motion_joint_norm else "original"
+            said |= {"motion_heads": family.motion_heads, "heads": family.heads, "norm_mode": norms}
+        return said
+
+    @property
+    def zero_terminal(self) -> bool:
+        """Does the schedule end in noise alone, by the config or because the model was taught so?"""
+        return bool(self.model.schedule.alpha[-1] == 0)
 
     def facts(self, selection: Selection) -> dict[str, Any]:
         """Of the run, for its card and its files."""
@@ -248,7 +256,7 @@ class Plan:
             "version": __version__,
             "base": self.config.model,
             "prediction": self.prediction,
-            "zero_terminal_snr": self.config.zero_terminal_snr,
+            "zero_terminal_snr": self.zero_terminal,
             "loss": self.config.loss,
             "blocks": self.config.blocks,
             "train": self.config.train,
@@ -307,6 +315,9 @@ class Run:
         else:
             data = drawn(config, plan.window)
             report.say("no DATA given: training on generated clips of the world")
+        family = model.unet.family
+        if isinstance(family, AnimateDiff) and not family.motion_joint_norm and "diffusers" in config.export:
+            report.say("diffusers' own U-Net has other group norms: for use there, train with --norm-mode diffusers")
         texts = None if config.train_text_encoder else Texts(config, model, data.captions, watch, report)
         fps = config.fps or model.defaults.fps_condition
         collate = Collator(config, model, plan.levels(), texts, fps=fps, timesteps=len(model.schedule.abar))
@@ -352,8 +363,9 @@ class Run:
         path = newest_checkpoint(self.folder) if resuming else None
         if path is not None:
             self.take_up(path)
-        if resuming and trainer.done >= config.steps and (self.folder / CARD).exists():
-            raise InputError(f"{self.folder} is finished: go on with more --steps than {trainer.done}")
+        finished = trainer.done == config.steps and (self.folder / CARD).exists()
+        if resuming and (finished or trainer.done > config.steps):
+            raise InputError(f"{self.folder} is at step {trainer.done} already: go on with more --steps than that")
         if path is not None:
             self.report.say(f"{self.folder}: goes on at step {trainer.done}")
         self.plan.processes.wait()  # all have read what is now written

@@ -1,5 +1,6 @@
 """What a training run leaves to be looked at: a line of metrics a step, curves, samples, a model card."""
 
+import atexit
 import json
 import math
 from collections import defaultdict
@@ -72,6 +73,7 @@ def _tracker(name: str, folder: Path):
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(folder / "tensorboard"))
+            atexit.register(writer.close)
 
             def scalars(row: Mapping[str, Any]) -> None:
                 for key, value in row.items():

@@ -97,10 +97,8 @@ class Optimizer:
             for optimizer, _ in self._parts:
                 held = self._views.get(parameter, parameter)
                 if any(held is other for group in optimizer.param_groups for other in group["params"]):
-                    optimizer.state[held] = {
-                        key: tensor.clone().to(tensor.device if key == "step" else parameter.device)
-                        for key, tensor in by_name.get(name, {}).items()
-                    }
+                    found = by_name.get(name, {}).items()
+                    optimizer.state[held] = {key: tensor.clone().to(parameter.device) for key, tensor in found}
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -111,7 +109,8 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 def _adamw(
     groups: list[dict], rate: float, *, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, rate, betas=betas, weight_decay=weight_decay)
+    # Fused: one pass over everything, without copies as large as the weights.
+    return torch.optim.AdamW(groups, rate, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def _adamw8bit(
