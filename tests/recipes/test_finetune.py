@@ -425,6 +425,22 @@ def test_other_clips_are_noticed(run, clips, at_step):
     assert "the clips are not those that the run began with" in run("finetune", "--resume", "out").err
 
 
+def test_another_model_is_noticed(run, refused, at_step):
+    unet = random.load().unet
+    tensors = {name: x.contiguous() for name, x in keymap.export(unet, motion_table(unet)).items()}
+    for factor, name in enumerate(("one", "other"), 1):
+        assembly.save(
+            Path(f"{name}.safetensors"), {key: factor * x for key, x in tensors.items()}, {"motion_heads": "4"}
+        )
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(*QUICK, "--motion-module", "one.safetensors", "-o", "out", "--steps", "3", code=130)
+    found = refused("finetune", "--resume", "out", "--motion-module", "other.safetensors")
+    assert "step-000001.safetensors is of another model: random has changed since" in found
+    Path("one.safetensors").rename("moved.safetensors")
+    at_step()
+    run("finetune", "--resume", "out", "--motion-module", "moved.safetensors")
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(run, at_step):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_step(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1])))

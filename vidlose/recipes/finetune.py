@@ -47,7 +47,7 @@ FREE = {
     *("steps", "validate_every", "sample_every", "sample_prompts", "save_every", "keep", "export", "track"),
     *("device", "workers", "cache", "data", "data_root", "model", "motion_module", "vae", "lora"),
 }
-"""What a resumed run may say anew. Files may have moved: what they hold is not checked."""
+"""What a resumed run may say anew. Files may have moved: their content counts."""
 HELD_AT = (50, 250, 450, 650, 850)
 """Timesteps that held-out clips are measured at."""
 PROMPTS = ("a red ball bouncing over green hills", "a blue box drifting over snowy hills at night")
@@ -284,8 +284,8 @@ class Plan:
 class Run:
     """A training with its data, its folder and its log.
 
-    idle: encoders that only samples need. actions: of the guards, so far. ringed: the good states that the last
-    checkpoint knows of.
+    fingerprint: of the model it began with. idle: encoders that only samples need. actions: of the guards, so far.
+    ringed: the good states that the last checkpoint knows of.
     """
 
     plan: Plan
@@ -297,6 +297,7 @@ class Run:
     data: Data
     collate: Collator
     held: list[Batch]
+    fingerprint: str
     idle: Sequence[nn.Module]
     actions: int = 0
     ringed: Sequence[int] = ()
@@ -304,6 +305,7 @@ class Run:
     @staticmethod
     def of(plan: Plan, folder: Path, signals: Signals, report: Reporter) -> "Run":
         config, model, device = plan.config, plan.model, plan.device
+        fingerprint = model.fingerprint()
 
         def watch(what: str, done: int, total: int) -> None:
             if signals.stop:
@@ -354,7 +356,7 @@ class Run:
         idle = [model.vae, *([model.text_encoder] if texts else [])] if config.cache else []
         for module in idle:
             module.to("cpu")
-        return Run(plan, folder, signals, report, trainer, selection, data, collate, held, idle)
+        return Run(plan, folder, signals, report, trainer, selection, data, collate, held, fingerprint, idle)
 
     def open(self, resuming: bool) -> None:
         """Take up where the newest checkpoint is, and make the folder. Raises InputError where there is nothing left
@@ -382,6 +384,8 @@ class Run:
         if weights != {name: p.shape for name, p in self.trainer.trained.items()}:
             raise InputError(f"{path} is of a run that trains other parameters")
         try:
+            if facts["model"] != self.fingerprint:
+                raise InputError(f"{path} is of another model: {self.plan.config.model} has changed since")
             self.trainer.restore((tensors, facts))
             self.actions, data = facts["actions"], facts["data"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -505,7 +509,7 @@ class Run:
     def write(self, kind: str, state: State) -> None:
         """`checkpoints/KIND-000500.safetensors`."""
         tensors, facts = state
-        more = {"actions": self.actions, "data": self.data.identity}
+        more = {"actions": self.actions, "data": self.data.identity, "model": self.fingerprint}
         save_state(self.folder / CHECKPOINTS / f"{kind}-{facts['step']:06d}.safetensors", tensors, {**facts, **more})
 
     def good(self, step: int) -> Path:
