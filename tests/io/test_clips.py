@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vidlose.config import DataConfig
@@ -369,11 +370,12 @@ def test_a_loader_that_is_left_ends() -> None:
 
 
 def test_the_world_is_data_too() -> None:
-    def draw(index: int) -> tuple[np.ndarray, str]:
+    def draw(index: int) -> Sample:
         frames, truth = scene.clip(5, index, 4, size=32)
-        return frames, captions.caption(truth.attributes, Random(f"5 {index}"))
+        caption = captions.caption(truth.attributes, Random(f"5 {index}"))
+        return Sample(caption, f"drawn:{index}", frames=torch.from_numpy(frames))
 
     data = Drawn(draw, length=10)
     (batch,) = load(data, [range(8, 12)])
     assert len(data) == 10 and [tuple(sample.frames.shape) for sample in batch] == [(4, 32, 32, 3)] * 4  # type: ignore[union-attr]
-    assert same(batch[3], data[11]) and batch[3].caption == draw(11)[1] and batch[3].key == "drawn:11"
+    assert same(batch[3], data[11]) and batch[3].caption == draw(11).caption and batch[3].key == "drawn:11"

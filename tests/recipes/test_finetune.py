@@ -583,6 +583,17 @@ def test_the_cache_changes_nothing_but_the_time(run, clips):
         assert next(x for x in half[name] if x) == pytest.approx(exact[0], rel=1e-2)
 
 
+def test_generated_clips_go_into_the_cache_as_they_are_met(run):
+    words = [*QUICK, "--steps", "2", "--cache-dtype", "fp32"]
+    run(*words, "-o", "plain")
+    for folder in ("first", "again"):
+        run(*words, "--cache", "cache", "-o", folder)
+    entries = {path.read_bytes() for path in Path("cache/clips").rglob("*.safetensors")}
+    assert len(entries) == 2  # of two steps
+    losses = [[row["mse"] for row in rows(Path(folder)) if "mse" in row] for folder in ("plain", "first", "again")]
+    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_encoders_that_are_cached_wait_on_the_cpu(clips, monkeypatch):
     """Where they would be on a device that has little room; samples bring them back for a while."""
     said = {"data": [str(clips)], "cache": "cache", "sample_prompts": ["x"]}
@@ -681,7 +692,7 @@ def test_bad_options(refused, clips):
         (["--steps", "0"], "--steps is 0", 3),
         (["--steps", "many"], "--steps", 2),
         (["--learning-rate", "nan"], "--learning-rate is nan", 3),
-        (["--cache", "c"], "give DATA", 2),
+        (["--cache", "c", "--cache-only"], "--cache-only needs DATA", 2),
         (["--cache-only"], "--cache-only needs --cache FOLDER", 2),
         (["--qk-clip", "--sigma-reparam"], "take one of them", 2),
         (["-o", "no/where"], "no", 3),

@@ -75,10 +75,10 @@ def _random(config: ModelConfig, family: str) -> VideoModel:
         return model
     if not isinstance(model.unet.family, AnimateDiff):
         raise InputError(f"{config.model} has no motion modules: leave --motion-module out")
-    motion = animatediff.open_motion(locate(config.motion_module))
+    motion = animatediff.find_motion(config.motion_module, model.unet.family.motion_heads)
     part = animatediff.motion_part(model.unet, motion)
     part.check()
-    return replace(model, unread=(part,)).as_trained(motion.weights.metadata)
+    return replace(model, unread=(*model.unread, part)).as_trained(animatediff.taught(motion))
 
 
 def _lora(spec: str, targets: Targets) -> tuple[Path, list[Update], float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Size
+from torch import Size, Tensor
 
 from vidlose.checkpoints import clip, ldm
 from vidlose.checkpoints.autoencoder import PREFIX as VAE_PREFIX
@@ -19,10 +19,10 @@ from vidlose.checkpoints.source import config_of, locate, open_part, whole_numbe
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.config import ModelConfig
 from vidlose.diffusion.schedule import NoiseSchedule
-from vidlose.errors import CheckpointError
+from vidlose.errors import CheckpointError, pick
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.autoencoder import FrameAutoencoder
-from vidlose.models.temporal import TemporalAttention, sinusoid_positions
+from vidlose.models.temporal import TemporalAttention, TemporalTransformer, sinusoid_positions
 from vidlose.models.text_encoder import TextEncoder
 from vidlose.models.unet import UNet
 
@@ -91,13 +91,19 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Motion:
-    """A motion module, opened: its form, its version, frames at most, and heads."""
+class MotionFacts:
+    """Of a motion module: its form, its version, frames at most, and heads."""
 
     form: NormMode
     version: str
     positions: int
     heads: int
+
+
+@dataclass(frozen=True)
+class Motion(MotionFacts):
+    """A motion module, opened."""
+
     weights: Weights
 
 
@@ -107,9 +113,9 @@ def open_model(base: Base, config: ModelConfig) -> VideoModel:
         raise CheckpointError(
             f"{config.model} is a Stable Diffusion 1.5 base, of single pictures: give a --motion-module too"
         )
-    motion = open_motion(locate(config.motion_module))
+    motion = find_motion(config.motion_module, base.heads)
     base.layout.divide(base.heads, str(base.unet.path))
-    base.layout.divide(motion.heads, str(motion.weights.path))
+    base.layout.divide(motion.heads, config.motion_module)
     norms = motion.form if config.norm_mode == "auto" else config.norm_mode
     with torch.device("meta"):
         unet = UNet(facts(base.layout, base.heads, motion, norms == "original"))
@@ -135,12 +141,14 @@ def open_model(base: Base, config: ModelConfig) -> VideoModel:
         defaults=Defaults(width=512, height=512),
         unread=parts,
     )
-    return model.as_trained(motion.weights.metadata)
+    return model.as_trained(taught(motion))
 
 
-def motion_part(unet: UNet, motion: Motion) -> Part:
+def motion_part(unet: UNet, motion: MotionFacts) -> Part:
     """How the network's motion modules are filled; position tables are computed where the file has none."""
     table = motion_table(unet, motion.form)
+    if not isinstance(motion, Motion):
+        return Part(unet, _new_motion(unet, table), table, f"new:{motion.version}")
     computed = frozenset(key.name for name, key in table.items() if name.endswith(".positions"))
     return Part(unet, motion.weights, table, str(motion.weights.path), optional=computed)
 
@@ -179,7 +187,7 @@ def open_folder(path: Path) -> Base:
         unet=unet,
         is_ldm=False,
         vae=open_vae(vae) if vae.is_dir() else None,
-        text=clip.open_text_encoder(text, config_of(path / "text_encoder"), str(text.path)),
+        text=clip.open_text_encoder(text, config_of(path / "text_encoder"), str(text.path), clip.read_words(path)),
     )
 
 
@@ -189,6 +197,33 @@ def open_vae(path: Path) -> tuple[FrameAutoencoder, Part]:
     weights = open_part(path)
     expect(weights, ("vae",), "--vae")
     return open_autoencoder(weights, config_of(path), str(weights.path))
+
+
+def find_motion(name: str, heads: int) -> MotionFacts:
+    """`new:VERSION`, with as many heads as the base has, or the path of a file."""
+    kind, _, version = name.partition(":")
+    if kind != "new" or Path(name).exists():
+        return open_motion(locate(name))
+    return MotionFacts("original", version, pick(POSITIONS, version, "version of new motion modules"), heads)
+
+
+def _new_motion(unet: UNet, table: Table) -> dict[str, Tensor]:
+    """Motion modules as they are first made, seeded: with them a clip is single pictures (its last layers are 0)."""
+    family = unet.family
+    assert isinstance(family, AnimateDiff)
+    ours: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, layer in unet.named_modules():
+            if isinstance(layer, TemporalTransformer):
+                fresh = family.motion(layer.proj_in.in_features).state_dict()
+                ours |= {f"{name}.{key}": tensor for key, tensor in fresh.items()}
+    return {key.name: ours[name].reshape(key.shape(ours[name].shape)) for name, key in table.items()}
+
+
+def taught(motion: MotionFacts) -> Mapping[str, str]:
+    """What a file says of its training; a new module has had none."""
+    return motion.weights.metadata if isinstance(motion, Motion) else {}
 
 
 def open_motion(path: Path, option: str = "--motion-module") -> Motion:
@@ -230,7 +265,7 @@ def set_positions(unet: UNet) -> None:
             module.positions = sinusoid_positions(*module.positions.shape)
 
 
-def facts(base: Layout, heads: int, motion: Motion, original: bool) -> AnimateDiff:
+def facts(base: Layout, heads: int, motion: MotionFacts, original: bool) -> AnimateDiff:
     """The network of this base and this motion module; original: with AnimateDiff's own norms, not diffusers'."""
     return AnimateDiff(
         channels=base.channels,

@@ -6,12 +6,11 @@ from pathlib import Path
 from vidlose.checkpoints.video_model import Defaults
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.text_encoder import TextConfig
+from vidlose.models.tokenizer import FIRST
 from vidlose.world.captions import VOCABULARY
 
 ROOT = Path(str(files("vidlose"))) / "builtin"
 VAE = ROOT / "vae"
-WORDS = "tokenizer/words.txt"
-"""In the folder of a model whose text encoder reads words: one a line, in the order of their ids."""
 UNET = AnimateDiff(channels=(32, 64, 96, 128), blocks=1, heads=4, motion_heads=4, text_width=64, positions=32)
 TEXT = TextConfig(
     width=64,
@@ -21,7 +20,7 @@ TEXT = TextConfig(
     activation="gelu",
     layer="last",
     pad=0,
-    vocabulary=3 + len(VOCABULARY),
+    vocabulary=FIRST + len(VOCABULARY),
     length=32,
     words=VOCABULARY,
 )

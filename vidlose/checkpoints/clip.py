@@ -1,6 +1,8 @@
 """CLIP towers in transformers' names, with and without the `text_model.` of version 4."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +14,25 @@ from vidlose.checkpoints.source import whole_number
 from vidlose.errors import CheckpointError
 from vidlose.models.image_encoder import ImageEncoder, VisionConfig
 from vidlose.models.text_encoder import SD15_TEXT, TextConfig, TextEncoder
+from vidlose.models.tokenizer import FIRST
 
+WORDS = "tokenizer/words.txt"
+"""In the folder of a model whose text encoder reads words, not CLIP's tokens: one a line, in the order of their ids."""
 LDM_PREFIX = "cond_stage_model.transformer."
 HEADS = {512: 8, 768: 12, 1024: 16, 1280: 20}
 """Of the published towers, by width: their shapes do not tell."""
 
 
-def open_text_encoder(tensors: Weights, config: Mapping[str, Any] | None, what: str) -> tuple[TextEncoder, Part]:
-    """An empty CLIP text tower of the file's shapes, and what will fill it. config: the folder's config.json."""
+def open_text_encoder(
+    tensors: Weights, config: Mapping[str, Any] | None, what: str, words: tuple[str, ...] = ()
+) -> tuple[TextEncoder, Part]:
+    """An empty CLIP text tower of the file's shapes, and what will fill it. config: the folder's config.json. words:
+    of `read_words`."""
     if any(name.startswith(LDM_PREFIX) for name in tensors):
         tensors = tensors.under(LDM_PREFIX)
     tensors = tensors.renamed(_bare)
-    facts = text_config(shapes_of(tensors), config or {}, SD15_TEXT, what)
+    usual = replace(SD15_TEXT, words=words, vocabulary=FIRST + len(words), pad=0) if words else SD15_TEXT
+    facts = text_config(shapes_of(tensors), config or {}, usual, what)
     encoder = empty_text_encoder(facts)
     return encoder, Part(encoder.clip, tensors, same(encoder.clip), what, fp32=True)
 
@@ -49,6 +58,10 @@ def text_config(shapes: Mapping[str, Size], config: Mapping[str, Any], usual: Te
         raise CheckpointError(f"{what}: its text encoder is incomplete")
     if tokens[0] < usual.vocabulary:
         raise CheckpointError(f"{what}: its text encoder knows {tokens[0]} tokens, of {usual.vocabulary}")
+    if usual.words and tokens[0] != usual.vocabulary:
+        raise CheckpointError(
+            f"{what}: its text encoder knows {tokens[0] - FIRST} words, {WORDS} has {len(usual.words)}"
+        )
     width = tokens[1]
     found, activation = config.get("num_attention_heads", HEADS.get(width)), config.get("hidden_act", usual.activation)
     if found is None:
@@ -69,7 +82,22 @@ def text_config(shapes: Mapping[str, Size], config: Mapping[str, Any], usual: Te
         pad=usual.pad,
         vocabulary=tokens[0],
         length=positions[0],
+        words=usual.words,
     )
+
+
+def read_words(folder: Path) -> tuple[str, ...]:
+    """The words of a model's folder, none where it reads CLIP's tokens. Raises CheckpointError."""
+    file = folder / WORDS
+    if not file.exists():
+        return ()
+    try:
+        words = tuple(file.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    if not words or len(set(words)) < len(words):
+        raise CheckpointError(f"{file}: expected words, each once")
+    return words
 
 
 def empty_text_encoder(config: TextConfig) -> TextEncoder:

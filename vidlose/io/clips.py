@@ -33,12 +33,14 @@ Progress = Callable[[int, int], None]  # done, total
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip: uint8 [F H W 3], or its posterior [F C h w]; a picture's has one frame. key: which clip it is."""
+    """A clip: uint8 [F H W 3], or its posterior [F C h w]; a picture's has one frame. key: which clip it is. keep:
+    who wants the posterior once it is made."""
 
     caption: str
     key: str
     frames: Tensor | None = None
     posterior: Posterior | None = None
+    keep: Callable[[Posterior], None] | None = None
 
 
 class Dataset(Protocol):
@@ -49,17 +51,16 @@ class Dataset(Protocol):
 
 
 class Drawn:
-    """Samples of a function: global index -> (uint8 [F H W 3], caption)."""
+    """Samples of a function of their global index."""
 
-    def __init__(self, draw: Callable[[int], tuple[NDArray[np.uint8], str]], length: int) -> None:
+    def __init__(self, draw: Callable[[int], Sample], length: int) -> None:
         self._draw, self._length = draw, length
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        frames, caption = self._draw(index)
-        return Sample(caption, f"drawn:{index}", frames=torch.from_numpy(frames))
+        return self._draw(index)
 
 
 # --- the order

@@ -181,6 +181,33 @@ class LatentCache:
         return True
 
 
+class ClipCache:
+    """Posteriors of whole clips that are no files, by whatever names a clip for good; kept as they are made.
+
+    autoencoder: as of a LatentCache.
+    """
+
+    def __init__(self, folder: Path, *, autoencoder: str, dtype: str = "fp16", say: Callable[[str], None]) -> None:
+        self._dtype = DTYPES[dtype]
+        self._entries = _Entries(folder / "clips", [autoencoder, dtype], say)
+        self._entries.sweep()
+
+    def read(self, clip: Sequence[object]) -> Posterior | None:
+        """None where it is not there, or damaged."""
+        file = self._entries.file(list(clip))
+        if not self._entries.sound(file, {"mean": (4, None), "std": (4, None)}):
+            return None
+        with safe_open(file, "pt") as entry:
+            return Posterior(entry.get_tensor("mean"), entry.get_tensor("std"))
+
+    def keep(self, clip: Sequence[object], made: Posterior) -> None:
+        """EncoderError where the disk refuses, NonFinite for latents that are none."""
+        if not (made.mean.isfinite().all() and made.std.isfinite().all()):
+            raise NonFinite("the latents of a clip hold NaN or infinity; try --cache-dtype fp32")
+        tensors = {"mean": made.mean.to(self._dtype).contiguous(), "std": made.std.to(self._dtype).contiguous()}
+        self._entries.write(self._entries.file(list(clip)), tensors, {"clip": list(clip)})
+
+
 class TextCache:
     """States of a text encoder, an entry a text. encoder: whatever names its weights and settings for good."""
 

@@ -42,7 +42,7 @@ class AnimateDiff:
         layers: Layers = {"res": self._res(channels_in, channels_out)}
         if self.attention[level]:
             layers["spatial"] = SpatialTransformer(channels_out, self.heads, self.text_width)
-        layers["temporal"] = self._motion(channels_out)
+        layers["temporal"] = self.motion(channels_out)
         return layers
 
     def middle(self) -> Layers:
@@ -52,13 +52,14 @@ class AnimateDiff:
             "spatial": SpatialTransformer(width, self.heads, self.text_width),
         }
         if self.motion_middle:
-            layers["temporal"] = self._motion(width)
+            layers["temporal"] = self.motion(width)
         return layers | {"res2": self._res(width, width)}
 
     def _res(self, channels_in: int, channels_out: int) -> ResBlock:
         return ResBlock(channels_in, channels_out, 4 * self.channels[0], joint_norm=self.joint_norm)
 
-    def _motion(self, channels: int) -> TemporalTransformer:
+    def motion(self, channels: int) -> TemporalTransformer:
+        """The motion module of a block so wide."""
         return TemporalTransformer(
             channels, self.motion_heads, joint_norm=self.motion_joint_norm, positions=self.positions
         )

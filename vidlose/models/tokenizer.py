@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 START, END = 49406, 49407
+FIRST = 3  # of a word tokenizer's words, after what pads, starts and ends
 MERGES = 48894  # the file lists 262144, in order of rank; CLIP took the first ones
 # What one token may be made of: a clitic, a run of letters, one digit, or a run of anything else but space.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -51,7 +52,7 @@ class WordTokenizer:
     """
 
     def __init__(self, words: Sequence[str], length: int) -> None:
-        self.ids = {word: 3 + i for i, word in enumerate(words)}
+        self.ids = {word: FIRST + i for i, word in enumerate(words)}
         self.length = length
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:

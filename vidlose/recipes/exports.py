@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidlose.checkpoints import forms, lora, names
+from vidlose.checkpoints import clip, forms, lora, names
 from vidlose.checkpoints.animatediff import base_table, motion_table, unet_table
 from vidlose.checkpoints.files import Weights, open_weights
 from vidlose.checkpoints.keymap import export
@@ -124,6 +124,9 @@ def _base(target: Path, model: VideoModel, bare: UNet) -> None:
         (part / name).mkdir(parents=True)
         (part / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         forms.save(part / name / f"{stem}.safetensors", tensors, {"format": "pt"}, None)
+    if words := model.text_encoder.config.words:
+        (part / clip.WORDS).parent.mkdir()
+        (part / clip.WORDS).write_text("\n".join(words) + "\n", encoding="utf-8")
     convert.replace(part, target)
 
 

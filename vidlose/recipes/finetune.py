@@ -103,8 +103,8 @@ def started(asked: Asked) -> tuple[FinetuneConfig, Path]:
     config = FinetuneConfig(**asked.said)
     if asked.cache_only and config.cache is None:
         raise UsageError("--cache-only needs --cache FOLDER")
-    if config.cache and not config.data:
-        raise UsageError("--cache holds what is made of files: give DATA too")
+    if asked.cache_only and not config.data:
+        raise UsageError("--cache-only needs DATA: generated clips go into the cache as they are met")
     if config.output:
         folder = Path(config.output)
         check_parent(folder)
@@ -315,7 +315,7 @@ class Run:
         if config.data:
             data = of_files(config, plan.window, model, plan.processes, watch, report)
         else:
-            data = drawn(config, plan.window)
+            data = drawn(config, plan.window, model, report)
             report.say("no DATA given: training on generated clips of the world")
         family = model.unet.family
         if isinstance(family, AnimateDiff) and not family.motion_joint_norm and "diffusers" in config.export:
@@ -353,7 +353,7 @@ class Run:
             processes=plan.processes,
         )
         held = held_batches(data, collate, config)
-        idle = [model.vae, *([model.text_encoder] if texts else [])] if config.cache else []
+        idle = [model.vae, *([model.text_encoder] if texts else [])] if config.cache and config.data else []
         for module in idle:
             module.to("cpu")
         return Run(plan, folder, signals, report, trainer, selection, data, collate, held, fingerprint, idle)

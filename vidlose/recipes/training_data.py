@@ -9,14 +9,13 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import FinetuneConfig
 from vidlose.io.clips import ClipSet, Dataset, Drawn, Sample, load, positions, survey
-from vidlose.io.latent_cache import Filled, LatentCache, Request, TextCache
+from vidlose.io.latent_cache import ClipCache, Filled, LatentCache, Posterior, Request, TextCache
 from vidlose.io.memo import Memo
 from vidlose.io.sources import find, hold_out
 from vidlose.models.autoencoder import from_uint8
@@ -30,7 +29,7 @@ from vidlose.world import captions, scene
 T = TypeVar("T")
 Watch = Callable[[str, int, int], None]
 """(what, done, total): told of the progress of what comes before the first step; may raise Interrupted."""
-WORLD = 10_000  # clips to an epoch of drawn ones
+WORLD = 40_000  # clips to an epoch of drawn ones
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,24 @@ class Data:
     captions: Sequence[str] = ()
 
 
-def drawn(config: FinetuneConfig, window: Window) -> Data:
-    """Clips of the world; those held out are of another seed."""
+def drawn(config: FinetuneConfig, window: Window, model: VideoModel, report: Reporter) -> Data:
+    """Clips of the world, put into the cache, where there is one, as they are met; those held out are of another seed.
+
+    An epoch has the same clips as the one before, in other words.
+    """
+    cache = None
+    if config.cache:
+        cache = ClipCache(Path(config.cache), autoencoder=content(model.vae), dtype=config.cache_dtype, say=report.say)
 
     def clips(seed: int) -> Drawn:
-        def one(index: int) -> tuple[np.ndarray, str]:
-            frames, truth = scene.clip(seed, index, window.frames, size=window.size[0])
-            return frames, captions.caption(truth.attributes, random.Random(f"{seed} {index}"))
+        def one(index: int) -> Sample:
+            clip, size = index % WORLD, window.size[0]
+            name, key = ["world", seed, clip, window.frames, size], f"drawn:{index}"
+            caption = captions.caption(scene.attributes(seed, clip), random.Random(f"{seed} {index}"))
+            if cache and (posterior := cache.read(name)):
+                return Sample(caption, key, posterior=posterior)
+            frames = torch.from_numpy(scene.clip(seed, clip, window.frames, size=size)[0])
+            return Sample(caption, key, frames=frames, keep=partial(cache.keep, name) if cache else None)
 
         return Drawn(one, WORLD)
 
@@ -155,7 +165,7 @@ class Texts:
     ) -> None:
         self._cache = None
         encode = model.encode
-        if config.cache:
+        if config.cache and config.data:
             self._cache = TextCache(
                 Path(config.cache), encoder=content(model.text_encoder), dtype=config.cache_dtype, say=report.say
             )
@@ -191,14 +201,18 @@ class Collator:
     def __call__(self, samples: Sequence[Sample], numbers: Sequence[int], *, measured: bool = False) -> list[Batch]:
         """measured: of clips held out, whose draws are another stream's and whose captions stay."""
         encoded = [
-            (*self._posterior(sample), sample.caption, number) for sample, number in zip(samples, numbers, strict=True)
+            (posterior, sample.caption, number)
+            for posterior, sample, number in zip(self._posteriors(samples), samples, numbers, strict=True)
         ]
-        encoded.sort(key=lambda one: len(one[0]))
-        return [self._batch(list(group), measured) for _, group in groupby(encoded, lambda one: len(one[0]))]
+        encoded.sort(key=lambda one: len(one[0].mean))
+        return [self._batch(list(group), measured) for _, group in groupby(encoded, lambda one: len(one[0].mean))]
 
-    def _batch(self, encoded: Sequence[tuple[Tensor, Tensor, str, int]], measured: bool) -> Batch:
-        means, stds, captions, numbers = zip(*encoded, strict=True)
-        mean, std = (torch.stack(one).transpose(1, 2).contiguous() for one in (means, stds))  # [B C F h w]
+    def _batch(self, encoded: Sequence[tuple[Posterior, str, int]], measured: bool) -> Batch:
+        posteriors, captions, numbers = zip(*encoded, strict=True)
+        mean, std = (  # [B C F h w]
+            torch.stack([getattr(one, part).float() for one in posteriors]).transpose(1, 2).contiguous()
+            for part in ("mean", "std")
+        )
         draws = draw(
             self.config.seed + measured,
             list(numbers),
@@ -212,11 +226,19 @@ class Collator:
         text = self.texts(captions) if self.texts else None
         return Batch(numbers, mean, std, captions, text, draws, self.fps)
 
-    def _posterior(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        if sample.posterior:
-            return sample.posterior.mean.float(), sample.posterior.std.float()
-        assert sample.frames is not None
-        return self._encode(sample.frames)
+    def _posteriors(self, samples: Sequence[Sample]) -> list[Posterior]:
+        """Of each sample; what has none is encoded, all together."""
+        raw = [sample.frames for sample in samples if sample.frames is not None]
+        if raw:
+            lengths = [len(frames) for frames in raw]
+            made = iter(map(Posterior, *(part.split(lengths) for part in self._encode(torch.cat(raw)))))
+        found = []
+        for sample in samples:
+            posterior = sample.posterior or next(made)
+            if sample.keep:
+                sample.keep(posterior)
+            found.append(posterior)
+        return found
 
 
 def _grouped(things: Iterable[T], count: int) -> Iterator[list[T]]:
