@@ -444,7 +444,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     zero_terminal_snr: bool = False
     levels: str = "shared"
     levels_share: float = 1.0
-    levels_partitions: int = 4
+    levels_partitions: list[int] = field(default_factory=lambda: [4])
     gradient_checkpointing: bool = False
     held_out: int = 4
     validate_every: int = 100
@@ -478,13 +478,15 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         for form in self.export:
             if form not in EXPORTS:
                 raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")
-        positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate", "levels_partitions")
+        positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate")
         positive(self, "validate_every", "save_every", "keep")
         for name in ("beta1", "beta2", "weight_decay", "ema", "caption_dropout", "levels_share"):
             between(self, name, 0, 1)
         for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out", "sample_every"):
             between(self, name, 0, LIMIT)
         between(self, "seed", 0, 2**63 - 1)
+        if not self.levels_partitions or min(self.levels_partitions) < 1:
+            raise InputError(f"--levels-partitions is {self.levels_partitions}; give counts of 1 or more")
         if self.lora_rank < 1:
             raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
         if self.init == "random" and (self.train, self.blocks) != ("full", "all"):

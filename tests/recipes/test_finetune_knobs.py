@@ -122,7 +122,7 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "zero_terminal_snr": ({"prediction": "v"}, True),
     "levels": ({}, "independent"),
     "levels_share": ({"levels": "independent"}, 0.0),
-    "levels_partitions": ({"levels": "diagonal"}, 2),
+    "levels_partitions": ({"levels": "diagonal"}, [2]),
     "seed": ({}, 1),
     "dtype": ({}, "bf16"),
 }
@@ -343,7 +343,7 @@ def test_it_changes_what_guards_decide(name):
 
 
 def test_the_levels_of_diagonal_reach_the_network():
-    of = build({"levels": "diagonal", "levels_partitions": 2, "batch_size": 4})
+    of = build({"levels": "diagonal", "levels_partitions": [2], "batch_size": 4})
     (batch,) = next(of.batches(0))
     assert (batch.draws.timestep.diff(dim=1) >= 0).all() and (batch.draws.timestep.diff(dim=1) > 0).any()
     asked: list[torch.Tensor] = []

@@ -55,6 +55,12 @@ def test_diagonal_is_a_window_of_the_queue(partitions):
     assert places == set(range(-4, 8 * partitions - 7))  # every place, half a window below the head too
 
 
+def test_diagonal_draws_one_of_several_queues():
+    steps = levels_of(diagonal(1, 4))[:, -2:].diff(dim=1)
+    slow = (steps < 1000 / 32 + 1).float().mean()
+    assert 0.4 < slow < 0.6 and (steps > 1000 / 8).any()
+
+
 def test_mixture_keeps_the_share():
     found = levels_of(mixture(diagonal(2), 0.3), 1000)
     assert abs((found != found[:, :1]).any(1).float().mean() - 0.3) < 0.05

@@ -84,7 +84,7 @@ PANELS = {
         "zero_terminal_snr": "Rescale the schedule so that its last step is noise alone (v and x0 only).",
         "levels": "Noise levels of a clip's frames: shared, independent, or diagonal as in FIFO's queue.",
         "levels_share": "Share of clips that have them; the others have one level.",
-        "levels_partitions": "Of the queue that diagonal is a window of.",
+        "levels_partitions": "Of the queue that diagonal is a window of, drawn where there are several; repeatable.",
         "gradient_checkpointing": "Less memory, a third more time.",
         "device": "auto, cpu, cuda or mps.",
         "dtype": "Of the computation: auto, fp32, bf16 or fp16; what trains is kept in fp32.",

@@ -275,7 +275,7 @@ class Plan:
         chosen = {
             "shared": levels.shared,
             "independent": levels.independent,
-            "diagonal": levels.diagonal(self.config.levels_partitions),
+            "diagonal": levels.diagonal(*self.config.levels_partitions),
         }[self.config.levels]
         return levels.mixture(chosen, self.config.levels_share) if self.config.levels_share < 1 else chosen
 
@@ -318,7 +318,8 @@ class Run:
             data = drawn(config, plan.window, model, report)
             report.say("no DATA given: training on generated clips of the world")
         family = model.unet.family
-        if isinstance(family, AnimateDiff) and not family.motion_joint_norm and "diffusers" in config.export:
+        motion = config.train != "spatial" and "diffusers" in config.export
+        if motion and isinstance(family, AnimateDiff) and not family.motion_joint_norm:
             report.say("diffusers' own U-Net has other group norms: for use there, train with --norm-mode diffusers")
         texts = None if config.train_text_encoder else Texts(config, model, data.captions, watch, report)
         fps = config.fps or model.defaults.fps_condition

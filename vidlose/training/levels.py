@@ -19,14 +19,16 @@ def independent(generator: Generator, frames: int, timesteps: int) -> Tensor:
     return torch.randint(timesteps, (frames,), generator=generator)
 
 
-def diagonal(partitions: int) -> Levels:
+def diagonal(*partitions: int) -> Levels:
     """A window of FIFO's queue (Kim et al. 2024): F neighbouring rungs of n F, at any place where a window may stand.
 
-    With lookahead the first windows reach half a window below the queue, where frames stand at the cleanest rung.
+    partitions: the queues, by n, of which one is drawn. With lookahead the first windows reach half a window below
+    the queue, where frames stand at the cleanest rung.
     """
 
     def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
-        rungs = torch.linspace(0, timesteps - 1, partitions * frames, dtype=torch.float64).round().long()
+        count = partitions[int(torch.randint(len(partitions), (1,), generator=generator))]
+        rungs = torch.linspace(0, timesteps - 1, count * frames, dtype=torch.float64).round().long()
         places = len(rungs) - frames + frames // 2 + 1
         first = torch.randint(places, (1,), generator=generator) - frames // 2
         return rungs[(first + torch.arange(frames)).clamp_min(0)]
