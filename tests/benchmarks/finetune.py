@@ -26,7 +26,10 @@ from vidlose.checkpoints import random
 from vidlose.config import FinetuneConfig, WorldConfig
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
-from vidlose.recipes import finetune, runtime
+from vidlose.recipes import rehearsal, runtime
+from vidlose.recipes.training_data import Window
+from vidlose.recipes.training_plan import Plan
+from vidlose.recipes.training_run import Run
 from vidlose.recipes.world import world
 from vidlose.training.parallel import Processes
 from vidlose.training.trainer import Batch, Trainer
@@ -74,9 +77,9 @@ def against_a_bare_loop(steps: int, channels: int) -> None:
     family = replace(random.NETWORKS["videocrafter2"], channels=(channels, 2 * channels, 2 * channels, 2 * channels))
     config = FinetuneConfig(model="random:videocrafter2", width=SIZE, height=SIZE, frames=FRAMES, held_out=0)
     with network_of(family):
-        plan = finetune.Plan.of(config, CPU, Processes())
+        plan = Plan.of(config, CPU, Processes())
         plan.model.ready(CPU, plan.frozen)
-        run = finetune.Run.of(plan, Path("none"), runtime.Signals(), runtime.Silence())
+        run = Run.of(plan, Path("none"), runtime.Signals(), runtime.Silence())
     batches = next(run.batches(0))
     bare = Bare(run.trainer)
     times: dict[str, list[float]] = {"trainer": [], "bare": []}
@@ -131,8 +134,8 @@ def estimates() -> None:
         (", checkpointing, down,mid", {"gradient_checkpointing": True, "blocks": "down,mid"}),
     ):
         config = FinetuneConfig(**said)
-        plan = finetune.Plan(config, model, finetune.Window(16, (512, 512)), "eps", CPU, torch.bfloat16, Processes())
-        shares, _ = finetune.estimated(plan)
+        plan = Plan(config, model, Window(16, (512, 512)), "eps", CPU, torch.bfloat16, Processes())
+        shares, _ = rehearsal.estimated(plan)
         whole = sum(share.total for share in shares.values())
         append("finetune", f"SD1.5 + v2 512x512x16 bf16{case}", device="meta", estimated_gib=whole / 2**30)
 

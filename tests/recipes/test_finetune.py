@@ -37,8 +37,11 @@ from vidlose.io.state import load_state
 from vidlose.io.video import count_frames
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
-from vidlose.recipes import finetune as recipe
+from vidlose.recipes import exports, runtime, training_run
+from vidlose.recipes.run_config import from_toml
 from vidlose.recipes.runtime import Signals, Silence
+from vidlose.recipes.training_plan import Plan
+from vidlose.recipes.training_run import Run
 from vidlose.recipes.watching import draw_curves
 from vidlose.recipes.world import world
 from vidlose.training.parallel import Processes
@@ -54,14 +57,14 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
-Run = Callable[..., SimpleNamespace]
+Command = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A folder of its own, nobody's variables, one thread, and no pictures of curves, which take a second each."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe, "draw_curves", lambda rows, path: None)
+    monkeypatch.setattr(training_run, "draw_curves", lambda rows, path: None)
     for key in [key for key in os.environ if key.startswith("VIDLOSE_")]:
         monkeypatch.delenv(key)
     before = torch.get_num_threads()
@@ -71,7 +74,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`run(*words, code=0)` in this process -> out, err, and the events, if any."""
 
     def run(*words: str, code: int = 0) -> SimpleNamespace:
@@ -87,7 +90,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 
 @pytest.fixture
-def refused(run: Run) -> Callable[..., str]:
+def refused(run: Command) -> Callable[..., str]:
     """`refused(*words, code=3)`: its one line; nothing is left behind but what was there."""
 
     def refused(*words: str, code: int = 3) -> str:
@@ -156,7 +159,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 
 def test_what_a_run_leaves(run, clips, monkeypatch):
-    monkeypatch.setattr(recipe, "draw_curves", draw_curves)
+    monkeypatch.setattr(training_run, "draw_curves", draw_curves)
     folder = Path("my run")
     words = [*TINY, str(clips), "-o", str(folder), "--steps", "4", "--validate-every", "2", "--sample-every", "4"]
     found = run(
@@ -181,7 +184,7 @@ def test_what_a_run_leaves(run, clips, monkeypatch):
     card = (folder / "README.md").read_text()
     assert "# my run" in card and "parameters |" in card and "| held-out mse |" in card
     # What it was made with makes it again.
-    monkeypatch.setattr(recipe, "draw_curves", lambda rows, path: None)
+    monkeypatch.setattr(training_run, "draw_curves", lambda rows, path: None)
     again = run("finetune", "--config", "my run/config.toml", "-o", "again", "--sample-every", "0")
     assert again.out == "again\n" and same(state("again", 4)[0], state(folder, 4)[0])
 
@@ -207,7 +210,7 @@ def test_looks_before_the_leap(run, clips):
 
 
 def test_a_model_too_large_is_estimated(run, monkeypatch):
-    monkeypatch.setattr(recipe.runtime, "free_memory", lambda device: 10**6)
+    monkeypatch.setattr(runtime, "free_memory", lambda device: 10**6)
     plain, lean = (
         run(*TINY, "--dry-run", *more).out.splitlines() for more in ([], ["--gradient-checkpointing", "--ema", "0.9"])
     )
@@ -232,7 +235,7 @@ def test_down_and_mid_alone(run):
     assert changed <= allowed and len(changed) > 0.8 * len(allowed - {name for name in before if name.endswith(".pe")})
 
 
-def latents(run: Run, *words: str) -> Tensor:
+def latents(run: Command, *words: str) -> Tensor:
     clip = ["generate", "-p", "x", "--width", "16", "--height", "16", "--frames", "3", "--steps", "2", "--seed", "1"]
     run(*clip, *words, "-o", "x.safetensors", "--overwrite")
     return load_file("x.safetensors")["latents"]
@@ -378,7 +381,7 @@ def test_resume_auto_longer_and_at_another_rate(run, at_step):
     found = run("finetune", "--resume", "auto", "--override-lr", "0.005")
     folder = Path(found.out.strip())
     assert [row["lr"] for row in rows(folder)[1:]] == [0.005, 0.01, 0.005, 0.005]
-    config = recipe.from_toml((folder / "config.toml").read_text())
+    config = from_toml((folder / "config.toml").read_text())
     assert (config.learning_rate, config.muon_rate, config.steps) == (0.005, 0.01, 4)
     longer = run("finetune", "--resume", "auto", "--steps", "6")  # which stays so
     assert [row["lr"] for row in rows(folder)[3:]] == [0.005] * 4 and longer.out == found.out
@@ -407,7 +410,7 @@ def test_what_failed_at_the_end_is_made_up_for(run, monkeypatch):
     class Crash(BaseException): ...
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(recipe.exports, "write", lambda *_: (_ for _ in ()).throw(Crash()))
+        patch.setattr(exports, "write", lambda *_: (_ for _ in ()).throw(Crash()))
         run(*QUICK, "-o", "out", "--steps", "2")
     assert not Path("out/README.md").exists()
     run("finetune", "--resume", "out")
@@ -532,12 +535,12 @@ def test_two_processes_are_one_with_two_clips(run, clips):
 # --- data
 
 
-def build(**said: Any) -> recipe.Run:
+def build(**said: Any) -> Run:
     """A run before its first step."""
     config = FinetuneConfig(**{"width": 32, "height": 32, "frames": 4, "sample_every": 0, "held_out": 0, **said})
-    plan = recipe.Plan.of(config, CPU, Processes())
+    plan = Plan.of(config, CPU, Processes())
     plan.model.ready(CPU, plan.frozen)
-    return recipe.Run.of(plan, Path("out"), Signals(), Silence())
+    return Run.of(plan, Path("out"), Signals(), Silence())
 
 
 @pytest.mark.parametrize("family", ["animatediff-v1", "animatediff-v2", "videocrafter2"])

@@ -26,9 +26,10 @@ from vidlose.checkpoints.animatediff import motion_table
 from vidlose.config import FinetuneConfig, StabilityConfig, WorldConfig
 from vidlose.errors import VidloseError
 from vidlose.io.video import Encoder, read_frames
-from vidlose.recipes import finetune as recipe
-from vidlose.recipes import watching
+from vidlose.recipes import exports, training_run, watching
 from vidlose.recipes.runtime import Signals, Silence
+from vidlose.recipes.training_plan import Plan
+from vidlose.recipes.training_run import Run
 from vidlose.recipes.world import world
 from vidlose.training.guards import Guards
 from vidlose.training.parallel import Processes
@@ -180,8 +181,8 @@ def here(tmp_path_factory: pytest.TempPathFactory):
     patch = pytest.MonkeyPatch()
     for name in ("animatediff-v2", "animatediff-v3"):  # there are many runs to make: two levels will do
         patch.setitem(random.NETWORKS, name, replace(random.NETWORKS[name], channels=(32, 64)))
-    patch.setattr(recipe, "HELD_AT", (500,))
-    patch.setattr(recipe, "draw_curves", lambda rows, path: None)
+    patch.setattr(training_run, "HELD_AT", (500,))
+    patch.setattr(training_run, "draw_curves", lambda rows, path: None)
     patch.setattr(watching.Showing, "_one", lambda *_: torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
     before, threads = Path.cwd(), torch.get_num_threads()
     os.chdir(folder)
@@ -210,18 +211,18 @@ def here(tmp_path_factory: pytest.TempPathFactory):
     for named in of.trainer.blocks.values():
         for parameter in named.values():
             parameter.data += 0.1
-    save_file(recipe.exports._lora(of.trainer.unet), "lora.safetensors")
+    save_file(exports._lora(of.trainer.unet), "lora.safetensors")
     yield
     patch.undo()
     torch.set_num_threads(threads)
     os.chdir(before)
 
 
-def build(said: Said) -> recipe.Run:
+def build(said: Said) -> Run:
     config = FinetuneConfig(**{**TINY, **said})
-    plan = recipe.Plan.of(config, torch.device("cpu"), Processes())
+    plan = Plan.of(config, torch.device("cpu"), Processes())
     plan.model.ready(plan.device, plan.frozen)
-    return recipe.Run.of(plan, Path(config.output or "out"), Signals(), Silence())
+    return Run.of(plan, Path(config.output or "out"), Signals(), Silence())
 
 
 Outcome = tuple[list[dict[str, float]], dict[str, torch.Tensor]]

@@ -1,0 +1,128 @@
+"""What a training is to be: the model, its clips, what of it learns, and in which dtypes it computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vidlose import __version__, checkpoints
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import FinetuneConfig
+from vidlose.errors import InputError
+from vidlose.models.animatediff import AnimateDiff
+from vidlose.models.unet import UNet
+from vidlose.recipes import runtime
+from vidlose.recipes.output import check_ffmpeg
+from vidlose.recipes.training_data import Window
+from vidlose.training import levels
+from vidlose.training.parallel import Processes
+from vidlose.training.stability import Tools
+from vidlose.training.trainable import Selection, select
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided: the model (perhaps not yet read), what its clips are, and in which dtypes it computes."""
+
+    config: FinetuneConfig
+    model: VideoModel
+    window: Window
+    prediction: str
+    device: torch.device
+    dtype: torch.dtype
+    processes: Processes
+
+    @staticmethod
+    def of(config: FinetuneConfig, device: torch.device, processes: Processes) -> "Plan":
+        """Raises InputError for clips that the model cannot take, and what cannot be exported."""
+        if config.sample_every:
+            check_ffmpeg()
+        model = checkpoints.load(config)
+        usual = model.defaults
+        window = Window(config.frames or usual.frames, (config.width or usual.width, config.height or usual.height))
+        model.latent_size(*window.size)
+        model.check_frames(window.frames)
+        if model.image_encoder is not None:
+            raise InputError(f"{config.model} makes videos of pictures, which cannot be trained yet")
+        if not config.data and window.size[0] != window.size[1]:
+            raise InputError(
+                f"generated clips are square: give DATA, or --width {window.size[0]} and --height the same"
+            )
+        prediction = config.prediction or model.prediction
+        if config.zero_terminal_snr:
+            if prediction == "eps":
+                raise InputError("--zero-terminal-snr leaves no signal to find noise in: give --prediction v or x0")
+            model = replace(model, schedule=model.schedule.zero_terminal())
+        model = replace(model, prediction=prediction)
+        if prediction != "eps" and set(config.export) - {"original", "none"}:
+            raise InputError(
+                f"--prediction {prediction} can be exported as original alone: other tools take eps for it"
+            )
+        if config.qk_norm and config.export != ["none"]:
+            raise InputError("--qk-norm changes the network, which no exported file can say: give --export none")
+        return Plan(
+            config, model, window, prediction, device, runtime.DTYPES[runtime.dtype(config.dtype, device)], processes
+        )
+
+    @property
+    def frozen(self) -> torch.dtype:
+        """Of what does not train."""
+        return self.dtype
+
+    def reset(self) -> None:
+        """--init random: the network as it was first made, by the seed."""
+        if self.config.init == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                fresh = UNet(self.model.unet.family).state_dict()
+            self.model.unet.load_state_dict(fresh)
+
+    def select(self, look: Callable[..., object] | None = None) -> tuple[Tools, Selection]:
+        """Put the tools on and choose what trains, which is in fp32 from then on."""
+        config, unet = self.config, self.model.unet
+        tools = Tools(unet, config, config.blocks, config.steps, look)
+        chosen = select(
+            unet, config.blocks, config.train, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed
+        )
+        for parameter in chosen.parameters.values():
+            parameter.data = parameter.data.float()
+        return tools, chosen
+
+    def metadata(self) -> dict[str, Any]:
+        """What a file has to say, for its tensors to be read rightly."""
+        family = self.model.unet.family
+        said: dict[str, Any] = {"prediction": self.prediction, "zero_terminal_snr": self.zero_terminal}
+        if isinstance(family, AnimateDiff):
+            norms = "diffusers" if family.motion_joint_norm else "original"
+            said |= {"motion_heads": family.motion_heads, "heads": family.heads, "norm_mode": norms}
+        return said
+
+    @property
+    def zero_terminal(self) -> bool:
+        """Does the schedule end in noise alone, by the config or because the model was taught so?"""
+        return bool(self.model.schedule.alpha[-1] == 0)
+
+    def facts(self, selection: Selection) -> dict[str, Any]:
+        """Of the run, for its card and its files."""
+        return {
+            "version": __version__,
+            "base": self.config.model,
+            "prediction": self.prediction,
+            "zero_terminal_snr": self.zero_terminal,
+            "loss": self.config.loss,
+            "blocks": self.config.blocks,
+            "train": self.config.train,
+            "frames": self.window.frames,
+            "width": self.window.size[0],
+            "height": self.window.size[1],
+            "parameters": sum(p.numel() for p in selection.parameters.values()),
+        }
+
+    def levels(self) -> levels.Levels:
+        chosen = {
+            "shared": levels.shared,
+            "independent": levels.independent,
+            "diagonal": levels.diagonal(*self.config.levels_partitions),
+        }[self.config.levels]
+        return levels.mixture(chosen, self.config.levels_share) if self.config.levels_share < 1 else chosen
