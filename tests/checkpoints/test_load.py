@@ -21,9 +21,11 @@ from vidlose.checkpoints import openclip
 from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Part, shapes_of
 from vidlose.checkpoints.video_model import VideoModel
-from vidlose.config import GenerateConfig, ModelConfig
-from vidlose.errors import CheckpointError, InputError
+from vidlose.config import FinetuneConfig, GenerateConfig, ModelConfig
+from vidlose.errors import CheckpointError, InputError, VidloseError
+from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.image_encoder import ImageEncoder, ResamplerConfig, VisionConfig
+from vidlose.recipes import exports
 from vidlose.recipes.generate import generate
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -751,3 +753,40 @@ def test_too_many_frames_are_refused_before_any_weights_are_read(tiny, tmp_path,
         generate(config, Silent())
     with pytest.raises(AssertionError, match="was read"):
         generate(replace(config, frames=32), Silent())
+
+
+def test_new_motion_modules_start_as_identity(tmp_path: Path) -> None:
+    """On a folder whose text encoder reads words, with as many heads as the base has."""
+    config = ModelConfig(model="random:builtin")
+    source = checkpoints.load(config).ready(torch.device("cpu"), torch.float32)
+    facts = FinetuneConfig(model="random:builtin", train="spatial", export=["diffusers"])
+    exports.write(tmp_path, facts, source, {})
+    for version, places in (("v1", 24), ("v2", 32), ("v3", 32)):
+        made = checkpoints.load(ModelConfig(model=str(tmp_path / "model"), motion_module=f"new:{version}"))
+        family = made.unet.family
+        assert isinstance(family, AnimateDiff) and made.family == f"animatediff-{version}"
+        assert (family.positions, family.motion_heads, family.motion_middle) == (places, 4, version == "v2")
+        made.ready(torch.device("cpu"), torch.float32)
+        clip, level = torch.randn(1, 4, 3, 16, 16), torch.tensor([[10, 400, 900]])
+        text = made.encode(["a red ball"])
+        assert torch.equal(text, source.encode(["a red ball"]))
+        whole = made.unet(clip, level, text)
+        single = [made.unet(clip[:, :, f : f + 1], level[:, f : f + 1], text) for f in range(3)]
+        if version != "v1":  # whose residual blocks look at all frames
+            torch.testing.assert_close(whole, torch.cat(single, dim=2), rtol=0, atol=1e-5)
+    with pytest.raises(VidloseError, match="v4.*v1, v2, v3"):
+        checkpoints.load(ModelConfig(model=str(tmp_path / "model"), motion_module="new:v4"))
+
+
+def test_damaged_words_are_refused(tmp_path: Path) -> None:
+    source = checkpoints.load(ModelConfig(model="random:builtin")).ready(torch.device("cpu"), torch.float32)
+    exports.write(tmp_path, FinetuneConfig(model="random:builtin", train="spatial", export=["diffusers"]), source, {})
+    words = tmp_path / "model/tokenizer/words.txt"
+    whole = words.read_text()
+    for text, why in (("", "expected words"), ("a\na\n", "each once"), (whole + "more\n", "knows 76 tokens, of 77")):
+        words.write_text(text)
+        with pytest.raises(CheckpointError, match=why):
+            checkpoints.load(ModelConfig(model=str(tmp_path / "model"), motion_module="new:v3"))
+    words.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        checkpoints.load(ModelConfig(model=str(tmp_path / "model"), motion_module="new:v3"))

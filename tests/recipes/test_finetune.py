@@ -33,6 +33,7 @@ from vidlose.checkpoints.animatediff import base_table, motion_table
 from vidlose.cli import main
 from vidlose.cli.console import Console
 from vidlose.config import FinetuneConfig, ModelConfig, WorldConfig
+from vidlose.errors import CheckpointError
 from vidlose.io.state import load_state
 from vidlose.io.video import count_frames
 from vidlose.models.autoencoder import FrameAutoencoder
@@ -298,6 +299,25 @@ def test_a_whole_model_from_nothing(run):
     text = CLIPTextModel.from_pretrained("out/model/text_encoder")
     tokens = torch.tensor([[49406, 320, 49407]])
     assert text(tokens).last_hidden_state.shape == (1, 3, 32)
+
+
+def test_another_prediction_is_said_by_the_folder(run):
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    words = [*BARE, "--train", "spatial", "--export", "diffusers", "--steps", "1", "-o", "out"]
+    run(*words, "--prediction", "v", "--zero-terminal-snr")
+    asked = ModelConfig(model="out/model", motion_module="new:v3")
+    model = checkpoints.load(asked)
+    assert (model.prediction, model.spacing) == ("v", "trailing") and model.schedule.alpha[-1] == 0
+    theirs = DDIMScheduler.from_pretrained("out/model/scheduler")
+    torch.testing.assert_close(theirs.alphas_cumprod.double(), model.schedule.abar, rtol=0, atol=1e-6)
+    theirs.set_timesteps(25)
+    assert theirs.timesteps.tolist() == model.schedule.ladder("trailing", 25).timestep[1:].flip(0).tolist()
+    assert theirs.config["prediction_type"] == "v_prediction"
+    for text, why in (('{"prediction_type": "flow"}', "known are epsilon"), ("[]", "is not a config")):
+        Path("out/model/scheduler/scheduler_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=why):
+            checkpoints.load(asked)
 
 
 def test_another_prediction_is_said_by_the_file(run):

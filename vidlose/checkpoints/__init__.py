@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from vidlose.checkpoints import animatediff, lora, random, videocrafter
+from vidlose.checkpoints import animatediff, builtin, lora, random, videocrafter
 from vidlose.checkpoints.files import Weights, first_line, open_weights
 from vidlose.checkpoints.keymap import Table
 from vidlose.checkpoints.lora import Targets, Update
@@ -21,8 +21,8 @@ WHOLE = ("sd15", "videocrafter2", "videocrafter1-512", "videocrafter1-1024", "vi
 def load(config: ModelConfig) -> VideoModel:
     """The model of a config: opened, recognised and matched name by name; `VideoModel.ready` reads the weights.
 
-    config.model: `random[:FAMILY]`, a Stable Diffusion 1.5 base (folder, file or cached hub id, with a motion module),
-    or a VideoCrafter file. Raises CheckpointError, InputError for an unknown family of random model.
+    config.model: `builtin`, `random[:FAMILY]`, a Stable Diffusion 1.5 base (folder, file or cached hub id, with a
+    motion module), or a VideoCrafter file. Raises CheckpointError, InputError for an unknown family of random model.
     """
     try:
         return _load(config)
@@ -51,19 +51,20 @@ def _load(config: ModelConfig) -> VideoModel:
 
 def _open(config: ModelConfig) -> VideoModel:
     """From files, without LoRAs; every name and shape is checked."""
-    path = locate(config.model)
-    if path.is_dir() and not (path / "model.ckpt").is_file():
-        model = animatediff.open_model(animatediff.open_folder(path), config)
-    else:
-        weights = open_weights(path / "model.ckpt" if path.is_dir() else path)
-        kind = expect(weights, WHOLE, "--model")
-        if kind == "sd15":
-            model = animatediff.open_model(animatediff.open_single(weights), config)
-        else:
-            model = videocrafter.open_model(weights, kind, config)
+    model = builtin.load(config) if config.model == "builtin" else _found(config, locate(config.model))
     for part in model.unread:
         part.check()
     return fitting(model)
+
+
+def _found(config: ModelConfig, path: Path) -> VideoModel:
+    if path.is_dir() and not (path / "model.ckpt").is_file():
+        return animatediff.open_model(animatediff.open_folder(path), config)
+    weights = open_weights(path / "model.ckpt" if path.is_dir() else path)
+    kind = expect(weights, WHOLE, "--model")
+    if kind == "sd15":
+        return animatediff.open_model(animatediff.open_single(weights), config)
+    return videocrafter.open_model(weights, kind, config)
 
 
 def _random(config: ModelConfig, family: str) -> VideoModel:

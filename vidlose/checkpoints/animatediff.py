@@ -1,7 +1,7 @@
 """AnimateDiff's files: Stable Diffusion 1.5, in diffusers' names or latent-diffusion's, and a motion module."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from vidlose.checkpoints.files import Weights
 from vidlose.checkpoints.keymap import Key, Leaves, Modules, Part, Table, expand, leaves, summary
 from vidlose.checkpoints.ldm import PLAIN, Layout
 from vidlose.checkpoints.recognise import expect, motion_form, motion_version
-from vidlose.checkpoints.source import config_of, locate, open_part, whole_number
+from vidlose.checkpoints.source import config_of, locate, open_part, read_config, whole_number
 from vidlose.checkpoints.video_model import Defaults, VideoModel
 from vidlose.config import ModelConfig
 from vidlose.diffusion.schedule import NoiseSchedule
@@ -79,7 +79,7 @@ POSITIONS = {"v1": 24, "v2": 32, "v3": 32}
 class Base:
     """An image model, opened. layout: of its U-Net. heads: of its attentions. is_ldm: whose names `unet` has.
 
-    vae, text: what they need to be filled; None where the files lack one.
+    vae, text: what they need to be filled; None where the files lack one. taught: see `scheduler_facts`.
     """
 
     layout: Layout
@@ -88,6 +88,7 @@ class Base:
     is_ldm: bool
     vae: tuple[FrameAutoencoder, Part] | None
     text: tuple[TextEncoder, Part]
+    taught: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def open_model(base: Base, config: ModelConfig) -> VideoModel:
         defaults=Defaults(width=512, height=512),
         unread=parts,
     )
-    return model.as_trained(taught(motion))
+    return model.as_trained(base.taught).as_trained(taught(motion))
 
 
 def motion_part(unet: UNet, motion: MotionFacts) -> Part:
@@ -188,7 +189,28 @@ def open_folder(path: Path) -> Base:
         is_ldm=False,
         vae=open_vae(vae) if vae.is_dir() else None,
         text=clip.open_text_encoder(text, config_of(path / "text_encoder"), str(text.path), clip.read_words(path)),
+        taught=scheduler_facts(path),
     )
+
+
+SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+"""diffusers' names -> ours."""
+
+
+def scheduler_facts(path: Path) -> dict[str, str]:
+    """What the scheduler of a folder says of the network's training, as `VideoModel.as_trained` reads it.
+
+    Its betas are not read: AnimateDiff has its own. Raises CheckpointError for a prediction that nobody knows.
+    """
+    file = path / SCHEDULER / SCHEDULER_CONFIG
+    if not file.is_file():
+        return {}
+    config = read_config(file)
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise CheckpointError(f"{file}: prediction_type is {str(kind)[:60]!r}; known are {', '.join(PREDICTIONS)}")
+    return {"prediction": PREDICTIONS[kind], "zero_terminal_snr": str(config.get("rescale_betas_zero_snr") is True)}
 
 
 def open_vae(path: Path) -> tuple[FrameAutoencoder, Part]:

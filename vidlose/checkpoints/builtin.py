@@ -1,16 +1,19 @@
-"""The model that comes with the package."""
+"""The model that comes with the package: an AnimateDiff of 128x128 pixels, of the world's clips."""
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from vidlose.checkpoints.video_model import Defaults
+from vidlose.checkpoints import animatediff
+from vidlose.checkpoints.video_model import Defaults, VideoModel
+from vidlose.config import ModelConfig
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.text_encoder import TextConfig
 from vidlose.models.tokenizer import FIRST
 from vidlose.world.captions import VOCABULARY
 
 ROOT = Path(str(files("vidlose"))) / "builtin"
-VAE = ROOT / "vae"
+VAE, MOTION = ROOT / "vae", ROOT / "motion_module.safetensors"
 UNET = AnimateDiff(channels=(32, 64, 96, 128), blocks=1, heads=4, motion_heads=4, text_width=64, positions=32)
 TEXT = TextConfig(
     width=64,
@@ -25,3 +28,10 @@ TEXT = TextConfig(
     words=VOCABULARY,
 )
 DEFAULTS = Defaults(width=128, height=128, steps=25, guidance=3.0, fifo_guidance=2.0)
+
+
+def load(config: ModelConfig) -> VideoModel:
+    """By the road of every other base and its motion module."""
+    parts = replace(config, model=str(ROOT), motion_module=config.motion_module or str(MOTION))
+    model = animatediff.open_model(animatediff.open_folder(ROOT), parts)
+    return replace(model, name=config.model, defaults=DEFAULTS)

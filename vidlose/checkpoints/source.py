@@ -67,13 +67,17 @@ def config_of(path: Path) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent if path.name.split(".")[0] in STEMS else None
     for name in ("config.json", "adapter_config.json") if folder else ():
         assert folder is not None
-        if not (file := folder / name).is_file():
-            continue
-        try:
-            config = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {file}: {error}") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{file} is not a config")
-        return config
+        if (file := folder / name).is_file():
+            return read_config(file)
     return {}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError."""
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is not a config")
+    return config

@@ -85,10 +85,14 @@ class VideoModel:
 
     def as_trained(self, metadata: Mapping[str, str]) -> "VideoModel":
         """With the prediction and the schedule that a file's metadata says its network was taught."""
-        schedule = self.schedule.zero_terminal() if metadata.get("zero_terminal_snr") == "True" else self.schedule
+        model = self.zero_terminal() if metadata.get("zero_terminal_snr") == "True" else self
         prediction = metadata.get("prediction", self.prediction)
         pick(PREDICTIONS, prediction, "prediction")
-        return replace(self, prediction=prediction, schedule=schedule)
+        return replace(model, prediction=prediction)
+
+    def zero_terminal(self) -> "VideoModel":
+        """With a schedule that ends in noise alone, from whose end clips then start."""
+        return replace(self, schedule=self.schedule.zero_terminal(), spacing="trailing")
 
     def denoiser(self) -> Denoiser:
         return Denoiser(self.unet, self.prediction)

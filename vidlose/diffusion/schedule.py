@@ -43,6 +43,12 @@ def leading(steps: int, timesteps: int) -> Tensor:
     return torch.arange(steps) * (timesteps // steps) + 1
 
 
+def trailing(steps: int, timesteps: int) -> Tensor:
+    """diffusers' "trailing": from the last timestep down, which a schedule that ends in noise alone needs (Lin et al.
+    2024, 3.3)."""
+    return (torch.arange(1, steps + 1, dtype=torch.float64) * timesteps / steps).round().long() - 1
+
+
 def every(steps: int, timesteps: int) -> Tensor:
     """VideoCrafter: range(0, T, T // steps) + 1; more than `steps` when they do not divide T.
 
@@ -66,6 +72,7 @@ class Spacing:
 
 SPACINGS: dict[str, Spacing] = {
     "leading": Spacing(leading, lands_clean=True),
+    "trailing": Spacing(trailing, lands_clean=True),
     "every": Spacing(every, lands_clean=False),
     "linspace": Spacing(linspace, lands_clean=False),
 }

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from vidlose.checkpoints import clip, forms, lora, names
-from vidlose.checkpoints.animatediff import base_table, motion_table, unet_table
+from vidlose.checkpoints.animatediff import (
+    PREDICTIONS,
+    SCHEDULER,
+    SCHEDULER_CONFIG,
+    base_table,
+    motion_table,
+    unet_table,
+)
 from vidlose.checkpoints.files import Weights, open_weights
 from vidlose.checkpoints.keymap import export
 from vidlose.checkpoints.ldm import PREFIX
@@ -87,7 +94,7 @@ def _original(config: FinetuneConfig, model: VideoModel, bare: UNet) -> dict[str
 
 
 def _base(target: Path, model: VideoModel, bare: UNet) -> None:
-    """Stable Diffusion's folders `unet`, `vae` and `text_encoder`, as diffusers and `--model` read them."""
+    """Stable Diffusion's folders `unet`, `vae`, `text_encoder`, `scheduler`, as diffusers and `--model` read them."""
     family = bare.family
     assert isinstance(family, AnimateDiff)
     kl, text = model.vae.kl, model.text_encoder.clip
@@ -118,8 +125,23 @@ def _base(target: Path, model: VideoModel, bare: UNet) -> None:
             text.config.to_diff_dict(),
         ),
     }
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "linear",
+        "clip_sample": False,
+        "num_train_timesteps": len(model.schedule.abar),
+        "prediction_type": next(name for name, ours in PREDICTIONS.items() if ours == model.prediction),
+        "rescale_betas_zero_snr": bool(model.schedule.alpha[-1] == 0),
+        "set_alpha_to_one": True,
+        "steps_offset": 1,
+        "timestep_spacing": model.spacing,
+    }
     part = part_of(target)
     convert.discard(part)
+    (part / SCHEDULER).mkdir(parents=True)
+    (part / SCHEDULER / SCHEDULER_CONFIG).write_text(json.dumps(scheduler, indent=2) + "\n")
     for name, (stem, tensors, config) in parts.items():
         (part / name).mkdir(parents=True)
         (part / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")

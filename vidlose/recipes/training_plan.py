@@ -53,9 +53,10 @@ class Plan:
         if config.zero_terminal_snr:
             if prediction == "eps":
                 raise InputError("--zero-terminal-snr leaves no signal to find noise in: give --prediction v or x0")
-            model = replace(model, schedule=model.schedule.zero_terminal())
+            model = model.zero_terminal()
         model = replace(model, prediction=prediction)
-        if prediction != "eps" and set(config.export) - {"original", "none"}:
+        folder = {"diffusers"} if config.train in ("spatial", "full") else set()  # whose scheduler says it
+        if prediction != "eps" and set(config.export) - {"original", "none"} - folder:
             raise InputError(
                 f"--prediction {prediction} can be exported as original alone: other tools take eps for it"
             )

@@ -1,0 +1,40 @@
+"""Write what was trained into the package, in fp16: the image model's folder, and the motion module beside it.
+
+    python examples/builtin_model/export_model.py IMAGES/model MOTION/motion_module.safetensors
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from vidlose.checkpoints.builtin import MOTION, ROOT
+from vidlose.checkpoints.clip import WORDS
+from vidlose.checkpoints.files import open_weights
+from vidlose.checkpoints.forms import save
+
+PARTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+
+
+def halved(source: Path, target: Path) -> None:
+    """The same tensors and header, in fp16."""
+    weights = open_weights(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save(target, weights, {"format": "pt", **weights.metadata}, torch.float16)
+
+
+def main() -> None:
+    images, motion = map(Path, sys.argv[1:])
+    for part in PARTS:
+        halved(images / part, ROOT / part)
+        shutil.copyfile((images / part).with_name("config.json"), (ROOT / part).with_name("config.json"))
+    (ROOT / WORDS).parent.mkdir(exist_ok=True)
+    shutil.copyfile(images / WORDS, ROOT / WORDS)
+    halved(motion, MOTION)
+    size = sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file())
+    print(f"{size / 2**20:.1f} MiB in {ROOT}")
+
+
+if __name__ == "__main__":
+    main()
