@@ -3,6 +3,7 @@
 None means: as the model's family is usually sampled.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,7 +40,6 @@ TRACKERS = ("none", "tensorboard", "wandb")
 FORMS = ("original", "diffusers", "lora")
 KEPT_DTYPES = ("keep", "fp32", "bf16", "fp16")
 RANK = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -491,8 +491,8 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
         if self.init == "random" and (self.train, self.blocks) != ("full", "all"):
             raise InputError("--init random forgets the whole network: all of it must train, --train full --blocks all")
-        if self.train_text_encoder and self.train not in ("spatial", "full"):
-            raise InputError("--train-text-encoder goes with --train spatial or full")
+        if self.train_text_encoder and self.train == "motion-lora":
+            raise InputError("--train-text-encoder goes with --train motion, spatial or full")
         if self.train_text_encoder and "diffusers" not in self.export:
             raise InputError("--train-text-encoder: the whole model is exported by --export diffusers alone")
         if self.train == "motion-lora" and set(self.export) - {"lora", "original"}:
@@ -550,3 +550,101 @@ def restored(kind: type[C], values: Any) -> C:
 def names(kind: type) -> set[str]:
     """The fields of a config."""
     return {knob.name for knob in fields(kind)}
+
+
+ANALYSES = ("spectra", "flicker", "drift")
+ANALYSIS_REPORTS = (".json", ".csv", ".npz", ".png")
+EVALUATION_REPORTS = (".json", ".csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """`vidlose analyze-fft`: videos measured, compared with others in pairs, and with real ones.
+
+    output: reports, by suffix. window: frames of a spectrum. metrics: groups of figures; all where it is empty.
+    resample: bring pairs to the smaller size and the lower frame rate. fail_if: METRIC>NUMBER each.
+    """
+
+    inputs: list[str] = field(default_factory=list)
+    compare: str | None = None
+    real: str | None = None
+    output: list[str] = field(default_factory=list)
+    window: int = 16
+    metrics: list[str] = field(default_factory=list)
+    resample: bool = False
+    fail_if: list[str] = field(default_factory=list)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        no_zero_bytes(self)
+        if not self.inputs:
+            raise UsageError("give videos, folders of frames or of videos, latents, or - for stdin")
+        if [*self.inputs, self.compare, self.real].count("-") > 1:
+            raise InputError("stdin holds one video: give - once")
+        if not 3 <= self.window <= 512:
+            raise InputError(f"--window is {self.window}; it must lie between 3 and 512")
+        for group in self.metrics:
+            if group not in ANALYSES:
+                raise InputError(f"unknown group of metrics {group!r}; choose from {', '.join(ANALYSES)}")
+        reports(self.output, ANALYSIS_REPORTS)
+        self.conditions()
+
+    def conditions(self) -> list[tuple[str, str, float]]:
+        """`flicker_std>0.02` -> ("flicker_std", ">", 0.02). Raises InputError."""
+        return [condition(text) for text in self.fail_if]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`vidlose evaluate`: distances between features of real and of generated videos.
+
+    extractor: what gives the features, a name or a TorchScript file; all that are installed where it is empty.
+    frames: of a clip; clips_per_video: at most, one after the other. draws: of the bootstrap and of the floor.
+    """
+
+    real: str
+    fake: str
+    extractor: list[str] = field(default_factory=list)
+    frames: int = 16
+    clips_per_video: int = 1
+    draws: int = 200
+    seed: int = 0
+    output: list[str] = field(default_factory=list)
+    fail_if: list[str] = field(default_factory=list)
+    device: str = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        no_zero_bytes(self)
+        positive(self, "frames", limit=1024)
+        positive(self, "clips_per_video")
+        between(self, "draws", 10, 100_000)
+        between(self, "seed", 0, 2**63 - 1)
+        choice(self, "device", DEVICES)
+        if "-" in (self.real, self.fake):
+            raise InputError("a distance is between sets of videos: give folders instead of -")
+        reports(self.output, EVALUATION_REPORTS)
+        self.conditions()
+
+    def conditions(self) -> list[tuple[str, str, float]]:
+        """`kvd_transnetv2>0.1` -> ("kvd_transnetv2", ">", 0.1). Raises InputError."""
+        return [condition(text) for text in self.fail_if]
+
+
+def condition(text: str) -> tuple[str, str, float]:
+    """A metric, how it is compared, and with what. Raises InputError."""
+    match = re.fullmatch(r"\s*([\w@.-]+?)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
+    try:
+        number = float(match[3]) if match else float("nan")
+    except ValueError:
+        number = float("nan")
+    if not match or not abs(number) < float("inf"):
+        raise InputError(f"--fail-if is {text!r}; give METRIC>NUMBER, as in flicker_std>0.02 (also <, >=, <=)")
+    return match[1], match[2], number
+
+
+def reports(outputs: list[str], suffixes: tuple[str, ...]) -> None:
+    """Raises InputError for a report of another kind."""
+    for output in outputs:
+        if not output.lower().endswith(suffixes) or output.lower() in suffixes:
+            raise InputError(f"-o {output}: a report is a file with the suffix {', '.join(suffixes)}")

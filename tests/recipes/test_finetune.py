@@ -276,7 +276,7 @@ def test_a_whole_model_from_nothing(run):
 
     run(
         *[*QUICK, "-o", "out", "--steps", "2", "--train", "full", "--init", "random"],
-        *["--train-text-encoder", "--export", "diffusers", "--prediction", "v"][:3],
+        *["--train-text-encoder", "--export", "diffusers"],
     )
     trained = load_file("out/checkpoints/step-000002.safetensors")
     model = checkpoints.load(ModelConfig(model="out/model", motion_module="out/motion_module.safetensors"))
@@ -299,6 +299,24 @@ def test_a_whole_model_from_nothing(run):
     text = CLIPTextModel.from_pretrained("out/model/text_encoder")
     tokens = torch.tensor([[49406, 320, 49407]])
     assert text(tokens).last_hidden_state.shape == (1, 3, 32)
+
+
+def test_the_text_encoder_learns_beside_the_motion_module(run):
+    """As where an image model has never heard of what moves: the folder holds the text, the base stays as it was."""
+    run(*QUICK, "-o", "out", "--steps", "2", "--train-text-encoder", "--export", "diffusers", "--export", "original")
+    assert {path.name for path in Path("out").glob("m*") if path.suffix != ".jsonl"} == {
+        "model",
+        "motion_module.safetensors",
+    }
+    assert "`model`, `motion_module.safetensors`" in Path("out/README.md").read_text()
+    model = checkpoints.load(ModelConfig(model="out/model", motion_module="out/motion_module.safetensors"))
+    model.ready(CPU, torch.float32)
+    trained, fresh = load_file("out/checkpoints/step-000002.safetensors"), random.load()
+    for name, x in model.text_encoder.named_parameters():
+        assert torch.equal(x, trained[f"weight/text_encoder.{name}"]), name
+    for name, x in model.unet.state_dict().items():
+        assert torch.equal(x, trained.get(f"weight/{name}", fresh.unet.state_dict()[name])), name
+    assert not any(".temporal." not in name for name in trained if name.startswith(("weight/down", "weight/up")))
 
 
 def test_another_prediction_is_said_by_the_folder(run):

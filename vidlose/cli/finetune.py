@@ -27,7 +27,7 @@ PANELS = {
         "vae": "Another autoencoder: file or folder.",
         "norm_mode": "Whose group norms: auto (by the motion module's form), original or diffusers.",
         "init": "pretrained, or random: forget the network's weights and train all of it.",
-        "train_text_encoder": "Train the text encoder too (with --train full or spatial).",
+        "train_text_encoder": "Train the text encoder too.",
         "prediction": "What the network is to predict: eps, v or x0; another than its own has to be learnt anew.",
         "lora_rank": "Of --train motion-lora.",
         "lora_alpha": "Of --train motion-lora; its update is scaled by alpha / rank. The rank if not given.",

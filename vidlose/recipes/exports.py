@@ -36,7 +36,9 @@ ADAPTER, BASE = "motion_adapter", "model"
 
 def planned(config: FinetuneConfig, model: VideoModel) -> list[str]:
     """The files, or folders, that `write` will make."""
-    return [_name(form, config, model) for form in config.export if form != "none"]
+    found = [_name(form, config, model) for form in config.export if form != "none"]
+    beside = BASE in found and config.train != "spatial" and isinstance(model.unet.family, AnimateDiff)
+    return list(dict.fromkeys([*found, *([MOTION] if beside else [])]))
 
 
 def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mapping[str, Any]) -> list[str]:
@@ -51,9 +53,9 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
             _save(target, _lora(model.unet), metadata)
         elif form == "original":
             _save(target, _original(config, model, plain(model.unet)), metadata)
-        elif form == "diffusers" and not _is_motion(config, model):
+        elif target.name == BASE:
             _base(target, model, plain(model.unet))
-            if config.train == "full":
+            if config.train != "spatial":
                 _save(folder / MOTION, export(bare := plain(model.unet), motion_table(bare)), metadata)
         elif form == "diffusers":
             source = part_of(folder / f"adapter-{MOTION}")  # convert reads files
@@ -69,7 +71,7 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
 def _name(form: str, config: FinetuneConfig, model: VideoModel) -> str:
     if form == "original":
         return MOTION if _is_motion(config, model) else WHOLE
-    if form == "diffusers" and not _is_motion(config, model):
+    if form == "diffusers" and (config.train_text_encoder or not _is_motion(config, model)):
         return BASE
     return {"lora": LORA, "diffusers": ADAPTER}[form]
 
