@@ -41,6 +41,7 @@ FORMS = ("original", "diffusers", "lora")
 KEPT_DTYPES = ("keep", "fp32", "bf16", "fp16")
 RANK = 64
 
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model, and of which files. lora: `PATH[:WEIGHT]` each, in order."""
@@ -122,7 +123,7 @@ class FifoConfig(SampleConfig):
 
     prompt_schedule: str | None = None
     frames: int = 100
-    partitions: int = 4
+    partitions: int | None = None
     window_frames: int | None = None
     lookahead: bool = True
     queue_start: str = "reference"

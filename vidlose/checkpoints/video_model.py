@@ -32,7 +32,9 @@ class Defaults:
     steps: int = 25
     guidance: float = 7.5
     eta: float = 0.0
+    partitions: int = 4
     fifo_guidance: float = 7.5
+    fifo_eta: float = 1.0
     fps: float = 8.0
     fps_condition: float = 8.0
     fifo_fps_condition: float = 8.0

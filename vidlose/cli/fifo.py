@@ -77,13 +77,14 @@ def fifo(
         int, option("--state-every", help="Frames between two states.", panel="Resume")
     ] = FifoConfig.state_every,
     partitions: Annotated[
-        int,
+        int | None,
         option(
             "--partitions",
             help="Latent partitions n: n x window frames denoising steps, and as many frames in flight.",
             panel="Queue",
+            show_default=options.FAMILY,
         ),
-    ] = FifoConfig.partitions,
+    ] = None,
     lookahead: Annotated[
         bool,
         option(
@@ -139,7 +140,7 @@ def fifo(
         int,
         option("--decode-batch", help="Frames decoded together; more wait longer.", panel="Advanced"),
     ] = FifoConfig.decode_batch,
-    eta: options.FifoEta = None,
+    eta: options.Eta = None,
     scheduler: options.Scheduler = FifoConfig.scheduler,
     fps_condition: options.FpsCondition = None,
     device: options.Device = FifoConfig.device,

@@ -108,7 +108,6 @@ Eta = Annotated[
     float | None,
     option("--eta", help="DDIM noise, 0 to 1.", panel="Advanced", show_default=FAMILY),
 ]
-FifoEta = Annotated[float | None, option("--eta", help="DDIM noise, 0 to 1.", panel="Advanced", show_default="1.0")]
 Scheduler = Annotated[str, option("--scheduler", help="How a step is made: ddim.", panel="Advanced")]
 FpsCondition = Annotated[
     float | None,

@@ -140,6 +140,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             if before != config.model:
                 raise InputError(f"{saved.path} is of a run with --model {before}, not {config.model}")
             raise InputError(f"{saved.path} is of another model: {config.model}, or a file with it, has changed since")
+        assert config.partitions
         steps = config.partitions * settled.frames
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
         plan = method.plan(ladder, settled.frames, config.lookahead)
@@ -207,15 +208,17 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         device,
         frames=config.window_frames,
         guidance=usual.fifo_guidance,
-        eta=1.0,
+        eta=usual.fifo_eta,
         fps_condition=usual.fifo_fps_condition,
     )
-    windows = config.partitions * (1 + config.lookahead)
+    partitions = config.partitions or usual.partitions
+    windows = partitions * (1 + config.lookahead)
     if device.type == "cpu":
         width, height = model.latent_size(settled.width, settled.height)
         windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
-    return replace(config, **decided, window_batch=config.window_batch or windows), settled
+    decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
+    return replace(config, **decided), settled
 
 
 def position_of(saved: Saved, config: FifoConfig) -> "Position":
