@@ -152,8 +152,8 @@ class FifoConfig(SampleConfig):
 class DataConfig:
     """What is learned from: files, and how clips are cut from them.
 
-    data: folders, tables, videos; without any, clips of the world are drawn. data_root: what relative paths in a
-    table are relative to, its own folder where it is None. captions: what stands for one that is missing.
+    data: folders, tables, videos; without any, generated_clips of the world are drawn. data_root: what relative paths in
+    a table are relative to, its own folder where it is None. captions: what stands for one that is missing.
     stride: frames from one to the next, 1 where fps, which resamples, is not given either. clips: of every video,
     auto is every one where a video is given by itself, else random; clips_per_video: of random and uniform.
     clip_step: frames between the starts of every clip, a clip's own where it is None. cut_threshold: the change, in
@@ -163,6 +163,7 @@ class DataConfig:
     """
 
     data: list[str] = field(default_factory=list)
+    generated_clips: int = 40_000
     data_root: str | None = None
     captions: str = "require"
     bad_files: str = "error"
@@ -188,7 +189,7 @@ class DataConfig:
         choice(self, "clips", CLIPS)
         choice(self, "crop", CROPS)
         choice(self, "cache_dtype", CACHE_DTYPES)
-        positive(self, "frames", "stride", "clips_per_video", "clip_step", "cache_step")
+        positive(self, "frames", "stride", "clips_per_video", "clip_step", "cache_step", "generated_clips")
         positive(self, "width", "height", limit=2**14)
         positive(self, "workers", limit=64)
         between(self, "fps", 0.01, 1000)

@@ -22,7 +22,7 @@ from vidlose.checkpoints.video_model import VideoModel
 from vidlose.cli import main
 from vidlose.io.video import Encoder
 
-SMALL = ["--width", "16", "--height", "16", "--seed", "5", "--frames", "3"]
+SMALL = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5", "--frames", "3"]
 BARE = ["fifo", *SMALL, "--partitions", "2", "--window-frames", "4"]
 FIFO = [*BARE, "-p", "a river", "-o", "out.mp4"]
 CLIPS = ["generate", *SMALL, "--steps", "2"]

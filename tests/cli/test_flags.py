@@ -30,7 +30,7 @@ from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
 
 COMMANDS = typer.main.get_command(cli.app).commands
-TINY = ["--width", "16", "--height", "16", "--seed", "5"]
+TINY = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5"]
 TINY_FIFO = ["fifo", *TINY, "--frames", "3", "--partitions", "2", "--window-frames", "4", "-g", "3"]
 TINY_CLIP = ["generate", *TINY, "--frames", "3", "--steps", "3"]
 

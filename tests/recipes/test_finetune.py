@@ -49,7 +49,7 @@ from vidlose.training.parallel import Processes
 from vidlose.training.trainable import block_of
 
 CPU = torch.device("cpu")
-TINY = ["finetune", "--width", "32", "--height", "32", "--frames", "4"]
+TINY = ["finetune", "-m", "random", "--width", "32", "--height", "32", "--frames", "4"]
 BARE = [*TINY, "--sample-every", "0", "--held-out", "0"]
 QUICK = [*BARE, "--warmup-steps", "2", "--learning-rate", "1e-2"]
 ENVIRONMENT = {
@@ -237,7 +237,7 @@ def test_down_and_mid_alone(run):
 
 
 def latents(run: Command, *words: str) -> Tensor:
-    clip = ["generate", "-p", "x", "--width", "16", "--height", "16", "--frames", "3", "--steps", "2", "--seed", "1"]
+    clip = ["generate", "-m", "random", "-p", "x", "--width", "16", "--height", "16", "--frames", "3", "--steps", "2", "--seed", "1"]
     run(*clip, *words, "-o", "x.safetensors", "--overwrite")
     return load_file("x.safetensors")["latents"]
 
@@ -578,7 +578,9 @@ def test_two_processes_are_one_with_two_clips(run, clips):
 
 def build(**said: Any) -> Run:
     """A run before its first step."""
-    config = FinetuneConfig(**{"width": 32, "height": 32, "frames": 4, "sample_every": 0, "held_out": 0, **said})
+    config = FinetuneConfig(
+        **{"model": "random", "width": 32, "height": 32, "frames": 4, "sample_every": 0, "held_out": 0, **said}
+    )
     plan = Plan.of(config, CPU, Processes())
     plan.model.ready(CPU, plan.frozen)
     return Run.of(plan, Path("out"), Signals(), Silence())

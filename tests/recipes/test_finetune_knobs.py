@@ -35,7 +35,15 @@ from vidlose.training.guards import Guards
 from vidlose.training.parallel import Processes
 
 Said = dict[str, Any]
-TINY: Said = {"width": 32, "height": 32, "frames": 4, "sample_every": 0, "held_out": 0, "warmup_steps": 0}
+TINY: Said = {
+    "model": "random",
+    "width": 32,
+    "height": 32,
+    "frames": 4,
+    "sample_every": 0,
+    "held_out": 0,
+    "warmup_steps": 0,
+}
 TINY |= {"learning_rate": 1e-2, "probe_every": 1, "mix_warmup": 0.0, "steps": 4}
 WHOLE: Said = {"model": "random:animatediff-v1"}
 FILES: Said = {"data": ["clips"]}
@@ -65,6 +73,7 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "crop": ({**FILES, "height": 16}, "random"),
     "flip": (FILES, 1.0),
     "cache": (FILES, "cache"),
+    "generated_clips": ({}, 1),
     "cache_dtype": ({**FILES, "cache": "cache"}, "fp32"),
     "loss": ({}, "mse"),
     "loss_space": ({}, "x0"),

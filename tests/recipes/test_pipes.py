@@ -24,7 +24,8 @@ from vidlose.cli import main
 from vidlose.cli.console import Console
 from vidlose.io.video import count_frames, read_frames
 
-TINY = ["fifo", "--partitions", "2", "--window-frames", "4", "--window-batch", "4", "--seed", "5", "-p", "a river"]
+TINY = ["fifo", "-m", "random", "--partitions", "2", "--window-frames", "4", "--window-batch", "4", "--seed", "5"]
+TINY += ["-p", "a river"]
 SMALL = [*TINY, "--width", "32", "--height", "32"]
 FRAME = 32 * 32 * 3
 ENVIRONMENT = {

@@ -42,7 +42,7 @@ def states(captions: Sequence[str]) -> Tensor:
 
 
 def trainer(family: str = "animatediff-v2", **said: Any) -> Trainer:
-    config = FinetuneConfig(**{"warmup_steps": 0, **said})
+    config = FinetuneConfig(**{"model": "random", "warmup_steps": 0, **said})
     model = random.load(family)
     model.unet.requires_grad_(False)
     tools = Tools(model.unet, config, config.blocks, config.steps)

@@ -49,6 +49,7 @@ PANELS = {
         "flip": "Share of clips mirrored.",
         "cache": "Folder for latents and texts, encoded once.",
         "cache_dtype": "fp16 or fp32.",
+        "generated_clips": "Clips to an epoch, where they are drawn for want of DATA.",
         "cache_step": "Cache only every so many frames.",
         "workers": "Threads that decode.",
     },

@@ -29,7 +29,6 @@ from vidlose.world import captions, scene
 T = TypeVar("T")
 Watch = Callable[[str, int, int], None]
 """(what, done, total): told of the progress of what comes before the first step; may raise Interrupted."""
-WORLD = 40_000  # clips to an epoch of drawn ones
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def drawn(config: FinetuneConfig, window: Window, model: VideoModel, report: Rep
 
     def clips(seed: int) -> Drawn:
         def one(index: int) -> Sample:
-            clip, size = index % WORLD, window.size[0]
+            clip, size = index % config.generated_clips, window.size[0]
             name, key = ["world", seed, clip, window.frames, size], f"drawn:{index}"
             caption = captions.caption(scene.attributes(seed, clip), random.Random(f"{seed} {index}"))
             if cache and (posterior := cache.read(name)):
@@ -71,7 +70,7 @@ def drawn(config: FinetuneConfig, window: Window, model: VideoModel, report: Rep
             frames = torch.from_numpy(scene.clip(seed, clip, window.frames, size=size)[0])
             return Sample(caption, key, frames=frames, keep=partial(cache.keep, name) if cache else None)
 
-        return Drawn(one, WORLD)
+        return Drawn(one, config.generated_clips)
 
     return Data(clips(config.seed), clips(config.seed + 1) if config.held_out else None, "world", drawn=True)
 
