@@ -152,8 +152,8 @@ class FifoConfig(SampleConfig):
 class DataConfig:
     """What is learned from: files, and how clips are cut from them.
 
-    data: folders, tables, videos; without any, generated_clips of the world are drawn. data_root: what relative paths in
-    a table are relative to, its own folder where it is None. captions: what stands for one that is missing.
+    data: folders, tables, videos; without any, generated_clips of the world are drawn. data_root: what relative paths
+    in a table are relative to, its own folder where it is None. captions: what stands for one that is missing.
     stride: frames from one to the next, 1 where fps, which resamples, is not given either. clips: of every video,
     auto is every one where a video is given by itself, else random; clips_per_video: of random and uniform.
     clip_step: frames between the starts of every clip, a clip's own where it is None. cut_threshold: the change, in
