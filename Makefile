@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two processes of one thread each: small tensors gain nothing from more threads, and threads that share cores lose.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-full check style bench clean
+.PHONY: demo test test-full check style bench bench-gpu clean
 
 demo: $(READY)  ## endless video from the default model, to out/demo.mp4
 	mkdir -p out
@@ -35,6 +35,9 @@ bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
 	$(BIN)/python -m tests.benchmarks.world
 	$(BIN)/python -m tests.benchmarks.autoencoder
 	$(BIN)/python -m tests.benchmarks.finetune
+
+bench-gpu: $(READY)  ## the same for what needs a CUDA device
+	$(BIN)/python -m tests.benchmarks.gpu
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

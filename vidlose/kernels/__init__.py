@@ -1,8 +1,20 @@
-"""The door of the fast operations: shapes are checked here, then the implementation is chosen."""
+"""The door of the fast operations: shapes are checked here, then the implementation is chosen.
 
+VIDLOSE_KERNELS says which: "auto" (Triton on CUDA where it takes the case, else plain torch), "triton" (or a
+UsageError; also on the CPU, under TRITON_INTERPRET=1) or "eager". torch.compile keeps the choice that it met first.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
 from torch import Tensor
 
+from vidlose.errors import UsageError
 from vidlose.kernels import reference
+
+CHOICES = ("auto", "triton", "eager")
+HAS_TRITON = find_spec("triton") is not None
 
 
 def temporal_attention(
@@ -54,9 +66,13 @@ def temporal_attention(
     for name, table in (("relative_k", relative_k), ("relative_v", relative_v)):
         if table is not None and (table.shape[-1] != width // heads or table.shape[0] % 2 == 0):
             raise ValueError(f"{name} is {tuple(table.shape)}, expected (2R+1, {width // heads})")
-    return reference.temporal_attention(
-        q, k, v, heads, key_mask, bias, relative_k, relative_v, q_cache, q_weight, return_entropy
-    )
+    given = (q, k, v, heads, key_mask, bias, relative_k, relative_v, q_cache, q_weight, return_entropy)
+    if _may_be_triton(q):
+        from vidlose.kernels import ops
+
+        if _is_taken(ops.refusal_attention(q, k, v, heads, relative_k is not None or relative_v is not None, q_weight)):
+            return ops.temporal_attention(*given)
+    return reference.temporal_attention(*given)
 
 
 def diff_loss(
@@ -83,4 +99,46 @@ def diff_loss(
         raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(rows.shape[:2])}")
     if penalty not in reference.PENALTIES:
         raise ValueError(f"unknown penalty {penalty!r}; choose from {', '.join(reference.PENALTIES)}")
-    return reference.diff_loss(pred, target, rows, weight, penalty, delta)
+    given = (pred, target, rows, weight, penalty, delta)
+    if _may_be_triton(pred):
+        from vidlose.kernels import ops
+
+        if _is_taken(ops.refusal_diff(pred, target, rows)):
+            return ops.diff_loss(*given)
+    return reference.diff_loss(*given)
+
+
+def _may_be_triton(x: Tensor) -> bool:
+    """Whether Triton is wanted and runs where x lies."""
+    chosen = _choice()
+    if chosen == "eager" or (chosen == "auto" and not x.is_cuda):
+        return False
+    return _is_taken(_no_triton(x.device))
+
+
+def _is_taken(refusal: str | None) -> bool:
+    """No refusal; UsageError on one where the user insists."""
+    if refusal and _choice() == "triton":
+        raise UsageError(f"VIDLOSE_KERNELS=triton, but {refusal}")
+    return not refusal
+
+
+def _choice() -> str:
+    chosen = os.environ.get("VIDLOSE_KERNELS", "auto")
+    if chosen not in CHOICES:
+        raise UsageError(f"VIDLOSE_KERNELS is {chosen!r}; choose from {', '.join(CHOICES)}")
+    return chosen
+
+
+def _no_triton(device: torch.device) -> str | None:
+    """Why Triton does not run on a device, if so."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if device.type == "meta":  # shapes alone
+        return None
+    if device.type != "cuda":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else f"tensors are on the {device.type} device and TRITON_INTERPRET=1 is not set"
+    if torch.version.cuda is None or torch.cuda.get_device_properties(device).major < 8:
+        return "the card is not one of NVIDIA's of compute capability 8.0 or more"
+    return None

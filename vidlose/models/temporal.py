@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidlose import kernels
@@ -57,6 +58,7 @@ class TemporalAttention(nn.Module):
         self.relative_k = None if table is None else nn.Parameter(table)
         self.relative_v = None if table is None else nn.Parameter(table.clone())
         self.qk_norm: QKNorm | None = None
+        self.packed: Tensor | None = None  # [3C C], what the three weights are views of while fused
         # Weighted Q-caches: who lends its query, set by the network. A list hides it from the module tree.
         self.query_source: list[TemporalAttention] = []
         self.lends_query = False
@@ -64,7 +66,7 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.positions is not None:
             x = x + self.positions[: context.frames, None].to(x.dtype)
-        q, k, cached, own = self.to_q(x), self.to_k(x), None, None
+        (q, k, v), cached, own = self._project(x), None, None
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
         if context.probe is not None:
@@ -78,7 +80,7 @@ class TemporalAttention(nn.Module):
         out, _ = kernels.temporal_attention(
             q,
             k,
-            self.to_v(x),
+            v,
             self.heads,
             key_mask=context.frame_mask,
             relative_k=self.relative_k,
@@ -87,6 +89,43 @@ class TemporalAttention(nn.Module):
             q_weight=own,
         )
         return self.to_out(out)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values; a weight that trains wants a product of its own."""
+        linears = (self.to_q, self.to_k, self.to_v)
+        trains = torch.is_grad_enabled() and any(linear.weight.requires_grad for linear in linears)
+        if self.packed is None or trains:
+            return tuple(linear(x) for linear in linears)
+        return F.linear(x, self.packed).chunk(3, dim=-1)
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """One matrix product in place of three, for inference; no memory is taken, and state dicts stay as they are.
+
+        LoRAs and reparametrisations come off before (ValueError), and go on again after `unfuse` only.
+        """
+        linears = (self.to_q, self.to_k, self.to_v)
+        if any(type(linear) is not nn.Linear for linear in linears):
+            raise ValueError("only plain linear layers can be fused: fold LoRAs and reparametrisations first")
+        self.packed = torch.cat([linear.weight for linear in linears])
+        for linear, part in zip(linears, self.packed.chunk(3), strict=True):
+            linear.weight.data = part
+
+    def unfuse(self) -> None:
+        """Three products again, of the same weights to the bit."""
+        if self.packed is not None:
+            self.packed = None
+            for linear in (self.to_q, self.to_k, self.to_v):
+                linear.weight.data = linear.weight.detach().clone()
+
+    def _apply(self, fn, recurse=True):
+        """Moves and casts take weights one by one."""
+        fused = self.packed is not None
+        self.unfuse()
+        super()._apply(fn, recurse)
+        if fused:
+            self.fuse()
+        return self
 
 
 class TemporalTransformer(nn.Module):

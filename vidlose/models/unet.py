@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from vidlose.models.attention import CrossAttention
 from vidlose.models.frames import fold, unfold
 from vidlose.models.layers import Context, Downsample, Embedding, FrameNorm, Probe, TextKeys, Upsample
-from vidlose.models.temporal import TemporalTransformer
+from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 
 Layers = dict[str, nn.Module]
 """The layers of one block by name, in the order in which they run."""
@@ -99,6 +99,18 @@ class UNet(nn.Module):
                 if lender is not None and borrower is not None:
                     borrower.attn1.query_source = [lender.attn1]
                     lender.attn1.lends_query = True
+
+    def fuse(self) -> None:
+        """See `TemporalAttention.fuse`; of every one."""
+        for module in self.modules():
+            if isinstance(module, TemporalAttention):
+                module.fuse()
+
+    def unfuse(self) -> None:
+        """See `TemporalAttention.unfuse`; of every one."""
+        for module in self.modules():
+            if isinstance(module, TemporalAttention):
+                module.unfuse()
 
     def text_keys(self, text: Tensor) -> TextKeys:
         """Keys and values of text `[T L D]` for every cross-attention: once per prompt, not per call."""

@@ -1,0 +1,390 @@
+"""Kernels on a card: temporal attention and the diff loss beside their peers, and whole steps with kernels on and off.
+
+Shares are of the copy bandwidth measured first: attention need not move more than q, k, v and the output, on the way
+back those, two gradients more and the output's. What peers need around them (copies into their layout, and back) is
+timed with them, from one `[B F S 3C]` as a linear layer leaves it. Errors are against fp64.
+
+    python -m tests.benchmarks.gpu [--smoke]
+
+--smoke runs all that a CPU can, tiny and interpreted, and keeps no rows: it proves the file, not the kernels.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests.benchmarks import rows
+from vidlose import kernels
+from vidlose.kernels import reference
+from vidlose.models.animatediff import AnimateDiff
+from vidlose.models.layers import Context
+from vidlose.models.temporal import TemporalAttention, TemporalTransformer
+from vidlose.models.unet import UNet
+
+SEQUENCES = 32768  # a call: a grid's second axis has 16 bits
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Temporal attention as a network calls it."""
+
+    name: str
+    batch: int
+    frames: int
+    pixels: int
+    heads: int
+    width: int
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.width
+
+    @property
+    def tensor_bytes(self) -> int:
+        return 2 * self.batch * self.frames * self.pixels * self.channels
+
+
+SHAPES = (
+    Shape("animatediff 64x64", 2, 16, 4096, 8, 40),
+    Shape("animatediff 32x32", 2, 16, 1024, 8, 80),
+    Shape("animatediff 16x16", 2, 16, 256, 8, 160),
+    Shape("animatediff 64x64, 32 frames", 2, 32, 4096, 8, 40),
+    Shape("fifo 64x64, 8 windows", 16, 16, 4096, 8, 40),
+    Shape("videocrafter 40x64", 2, 16, 2560, 5, 64),
+)
+TINY = (Shape("smoke", 1, 5, 3, 2, 40),)
+
+
+class Bench:
+    """Where rows go and how time is taken; what a peer cannot do is said and left out."""
+
+    def __init__(self, smoke: bool) -> None:
+        self.smoke, self.device = smoke, "cpu" if smoke else "cuda"
+        self.dtype = torch.float32 if smoke else torch.bfloat16
+        self.bandwidth = float("nan")  # bytes a second
+
+    def row(self, case: str, **metrics: Any) -> None:
+        if self.smoke:
+            print(f"gpu  {case}  {metrics}", flush=True)
+        else:
+            rows.append("gpu", case, device="cuda", **metrics)
+
+    def ms(self, run: Callable[[], Any]) -> float:
+        """The median."""
+        if self.smoke:
+            began = time.perf_counter()
+            run()
+            return 1e3 * (time.perf_counter() - began)
+        from triton.testing import do_bench
+
+        return do_bench(run, warmup=25, rep=200, return_mode="median")
+
+    def share(self, moved: int, ms: float) -> float:
+        return moved / (ms / 1e3) / self.bandwidth
+
+    @contextmanager
+    def peer(self, case: str) -> Iterator[None]:
+        """Whatever fails within is said in a line; rows of the other peers follow."""
+        try:
+            yield
+        except Exception as error:  # peers fail in ways of their own
+            print(f"gpu  {case}: not here: {(str(error).splitlines() or [''])[0][:120]}", file=sys.stderr, flush=True)
+            if not self.smoke:
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def chosen(choice: str) -> Iterator[None]:
+    """VIDLOSE_KERNELS for a while."""
+    before = os.environ.get("VIDLOSE_KERNELS")
+    os.environ["VIDLOSE_KERNELS"] = choice
+    try:
+        yield
+    finally:
+        os.environ.pop("VIDLOSE_KERNELS") if before is None else os.environ.update(VIDLOSE_KERNELS=before)
+
+
+def measure_copy(bench: Bench) -> None:
+    """Bytes read and written a second, of 1 GiB."""
+    import triton
+
+    source = torch.empty(2**16 if bench.smoke else 2**30, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    bench.bandwidth = 2 * source.numel() / (bench.ms(lambda: target.copy_(source)) / 1e3)
+    bench.row("copy of 1 GiB", tb_per_s=bench.bandwidth / 1e12, triton=triton.__version__)
+
+
+Attention = Callable[[Tensor, Shape], Tensor]
+"""q, k, v packed `[B F S 3C]` -> `[B F S C]`."""
+
+
+def by_sequence(packed: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+    """Copies `[B*S heads F D]`."""
+    return tuple(
+        x.unflatten(-1, (shape.heads, shape.width)).permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
+        for x in packed.chunk(3, -1)
+    )
+
+
+def by_frame(out: Tensor, shape: Shape) -> Tensor:
+    """`[B*S heads F D]` -> `[B F S C]`, a copy."""
+    return out.unflatten(0, (shape.batch, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
+
+
+def ours(packed: Tensor, shape: Shape) -> Tensor:
+    return kernels.temporal_attention(*packed.chunk(3, -1), shape.heads)[0]
+
+
+def plain(packed: Tensor, shape: Shape) -> Tensor:
+    """Product, softmax, product."""
+    q, k, v = by_sequence(packed, shape)
+    weights = (q @ k.mT * shape.width**-0.5).float().softmax(-1).to(v.dtype)
+    return by_frame(weights @ v, shape)
+
+
+def sdpa(backend: SDPBackend) -> Attention:
+    def attend(packed: Tensor, shape: Shape) -> Tensor:
+        parts = zip(*(x.split(SEQUENCES) for x in by_sequence(packed, shape)), strict=True)
+        with sdpa_kernel([backend]):
+            return by_frame(torch.cat([F.scaled_dot_product_attention(*part) for part in parts]), shape)
+
+    return attend
+
+
+def flex(packed: Tensor, shape: Shape) -> Tensor:
+    """One long sequence, in which frames of one pixel see each other: blocks of 128 hold several pixels."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    tokens = shape.pixels * shape.frames
+    if shape not in _MASKS:
+        _MASKS[shape] = create_block_mask(
+            lambda b, h, i, j: i // shape.frames == j // shape.frames, None, None, tokens, tokens, packed.device
+        )
+    long = packed.transpose(1, 2).flatten(1, 2).unflatten(-1, (3, shape.heads, -1))  # [B S*F 3 heads D]
+    q, k, v = (x.transpose(1, 2) for x in long.unbind(2))
+    out = _compiled(flex_attention)(q, k, v, block_mask=_MASKS[shape])  # [B heads S*F D]
+    return out.unflatten(2, (-1, shape.frames)).permute(0, 3, 2, 1, 4).flatten(-2)
+
+
+def xformers(packed: Tensor, shape: Shape) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    tokens = packed.transpose(1, 2).flatten(0, 1).unflatten(-1, (3, shape.heads, -1))  # [B*S F 3 heads D]
+    parts = zip(*(x.split(SEQUENCES) for x in tokens.unbind(2)), strict=True)
+    out = torch.cat([memory_efficient_attention(*part) for part in parts])
+    return out.unflatten(0, (shape.batch, -1)).transpose(1, 2).flatten(-2)
+
+
+_MASKS: dict[Shape, Any] = {}
+_COMPILED: dict[Any, Any] = {}
+
+
+def _compiled(function: Any) -> Any:
+    return _COMPILED.setdefault(function, torch.compile(function, dynamic=False))
+
+
+PEERS: dict[str, Attention] = {
+    "ours": ours,
+    **{f"sdpa {name.split('_')[0].lower()}": sdpa(of) for name, of in SDPBackend.__members__.items() if "_" in name},
+    "sdpa math": sdpa(SDPBackend.MATH),
+    "product, softmax, product": plain,
+    "the same, compiled": lambda packed, shape: _compiled(plain)(packed, shape),
+    "flex_attention": flex,
+    "xformers": xformers,
+}
+
+
+def attention(bench: Bench, shape: Shape) -> None:
+    """Forward, and forward and backward, of all peers at one shape."""
+    generator = torch.Generator(bench.device).manual_seed(0)
+    size = (shape.batch, shape.frames, shape.pixels)
+    packed = torch.randn(*size, 3 * shape.channels, generator=generator, device=bench.device).to(bench.dtype)
+    grad = torch.randn(*size, shape.channels, generator=generator, device=bench.device).to(bench.dtype)
+    few = replace(shape, pixels=min(shape.pixels, 64))
+    exact = plain(packed[:, :, : few.pixels].double(), few)
+    leaf = packed.detach().requires_grad_()
+    for name, attend in PEERS.items():
+        case = f"attention, {shape.name}, {name}"
+        with bench.peer(case), chosen("triton"):
+            error = (attend(packed, shape)[:, :, : few.pixels].double() - exact).norm() / exact.norm()
+            ms = bench.ms(lambda attend=attend: attend(packed, shape))
+            share = bench.share(4 * shape.tensor_bytes, ms)
+            bench.row(case, forward_ms=ms, forward_share_of_copy=share, error=error.item())
+            ms = bench.ms(lambda attend=attend: torch.autograd.grad(attend(leaf, shape), leaf, grad))
+            share = bench.share(11 * shape.tensor_bytes, ms)
+            bench.row(case, forward_backward_ms=ms, forward_backward_share_of_copy=share)
+    _COMPILED.clear()  # or the next shapes would be too many for one function
+    torch._dynamo.reset()
+
+
+def orders(bench: Bench, shape: Shape) -> None:
+    """The kernels alone: rows that are heads of a token, or pixels of a head."""
+    from vidlose.kernels import attention as triton_attention
+
+    packed = torch.randn(shape.batch, shape.frames, shape.pixels, 3 * shape.channels, device=bench.device)
+    q, k, v = packed.to(bench.dtype).chunk(3, -1)
+    for name, by_token in (("heads of a token", True), ("pixels of a head", False)):
+        forward = bench.ms(lambda by=by_token: triton_attention.forward(q, k, v, shape.heads, by_token=by))
+        backward = bench.ms(lambda by=by_token: triton_attention.backward(q, q, k, v, shape.heads, by_token=by))
+        bench.row(
+            f"kernel, {shape.name}, rows are {name}",
+            forward_ms=forward,
+            forward_share_of_copy=bench.share(4 * shape.tensor_bytes, forward),
+            backward_ms=backward,
+            backward_share_of_copy=bench.share(7 * shape.tensor_bytes, backward),
+        )
+
+
+def diff_loss(bench: Bench) -> None:
+    """Loss and gradient of latents of 512x512x16 with 48 rows, as training has them."""
+    side = 4 if bench.smoke else 64
+    pred, target = torch.randn(2, 2, 4, 16, side, side, device=bench.device).to(bench.dtype).unbind()
+    operator, weight = torch.randn(2, 48, 16, device=bench.device), torch.rand(2, 48, device=bench.device)
+    pred.requires_grad_()
+
+    def run(of: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.autograd.grad(of(pred, target, operator, weight, penalty="square", delta=1.0)[0].sum(), pred)[0]
+
+    moved = 2 * pred.numel() * pred.element_size() + 4 * pred.numel()
+    for name, of in (
+        ("ours", kernels.diff_loss),
+        ("torch", reference.diff_loss),
+        ("torch, compiled", _compiled(reference.diff_loss)),
+    ):
+        with bench.peer(f"diff loss, {name}"), chosen("triton"):
+            ms = bench.ms(lambda of=of: run(of))
+            bench.row(f"diff loss, {name}", forward_backward_ms=ms, share_of_copy=bench.share(moved, ms))
+
+
+def motion_module(bench: Bench) -> None:
+    """A whole motion module, and diffusers' of the same width."""
+    channels, side, frames = (32, 2, 5) if bench.smoke else (320, 64, 16)
+    heads = 2 if bench.smoke else 8
+    module = TemporalTransformer(channels, heads, joint_norm=False, positions=32).to(bench.device, bench.dtype)
+    x = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    context = Context(frames=frames, embedding=x.new_empty(0), text=[])
+
+    def diffusers() -> Callable[[Tensor], Tensor]:
+        from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+
+        theirs = AnimateDiffTransformer3D(
+            num_attention_heads=heads,
+            attention_head_dim=channels // heads,
+            in_channels=channels,
+            norm_num_groups=32,
+            positional_embeddings="sinusoidal",
+            num_positional_embeddings=32,
+            activation_fn="geglu",
+        ).to(bench.device, bench.dtype)
+        return lambda x: theirs(x, num_frames=frames)
+
+    def run(name: str, call: Callable[[Tensor], Tensor], choice: str) -> None:
+        with bench.peer(f"motion module, {name}"), chosen(choice):
+            leaf = x.detach().requires_grad_()
+            with torch.no_grad():
+                forward = bench.ms(lambda: call(x))
+            both = bench.ms(lambda: torch.autograd.grad(call(leaf).float().sum(), leaf))
+            bench.row(f"motion module {channels} wide, {name}", forward_ms=forward, forward_backward_ms=both)
+
+    run("kernels on", lambda x: module(x, context), "triton")
+    run("kernels off", lambda x: module(x, context), "eager")
+    for layer in module.modules():
+        if isinstance(layer, TemporalAttention):
+            layer.requires_grad_(False).fuse()
+    run("kernels on, fused", lambda x: module(x, context), "triton")
+    with bench.peer("motion module, diffusers"):
+        run("diffusers", diffusers(), "eager")
+
+
+def network(bench: Bench) -> tuple[UNet, tuple[Tensor, ...]]:
+    """AnimateDiff v2 on Stable Diffusion 1.5 with random weights, 512x512x16, both branches of guidance."""
+    family, side, frames = AnimateDiff(motion_middle=True), 64, 16
+    if bench.smoke:
+        family = replace(family, channels=(32, 32), attention=(True, False), blocks=1, text_width=16)
+        side, frames = 4, 3
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        unet = UNet(family).to(bench.dtype)
+        for parameter in unet.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        x = torch.randn(2, 4, frames, side, side, dtype=bench.dtype)
+        timestep = torch.randint(0, 1000, (2, frames))
+        return unet, (x, timestep, torch.randn(2, 77, family.text_width, dtype=bench.dtype))
+
+
+def peak(bench: Bench, run: Callable[[], Any]) -> float:
+    """GiB at most."""
+    if bench.smoke:
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def steps(bench: Bench) -> None:
+    """A call of the U-Net, and a training step of its motion modules, with kernels on and off."""
+    unet, given = network(bench)
+    unet.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return unet(*given)
+
+    for name, choice in (("kernels off", "eager"), ("kernels on", "triton"), ("kernels on, fused", "triton")):
+        with bench.peer(f"U-Net, {name}"), chosen(choice):
+            if "fused" in name:
+                unet.fuse()
+            bench.row(f"U-Net 512x512x16, {name}", ms=bench.ms(call), peak_gib=peak(bench, call))
+    unet.unfuse()
+    trained = [p for layer in unet.modules() if isinstance(layer, TemporalTransformer) for p in layer.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_()
+    optimizer = torch.optim.AdamW(trained, 1e-5)
+    unet.train().gradient_checkpointing = True
+    frames = given[0].shape[2]
+    operator = torch.eye(frames, device=bench.device) - torch.eye(frames, device=bench.device).roll(1, 1)
+    operator, weight = operator.expand(2, frames, frames), torch.ones(2, frames, device=bench.device)
+
+    def train() -> None:
+        loss, _ = kernels.diff_loss(unet(*given), given[0], operator, weight)
+        loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for name, choice in (("kernels off", "eager"), ("kernels on", "triton")):
+        with bench.peer(f"training step, {name}"), chosen(choice):
+            bench.row(f"training step 512x512x16, {name}", ms=bench.ms(train), peak_gib=peak(bench, train))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true")
+    smoke = parser.parse_args().smoke
+    if smoke:
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+    elif not torch.cuda.is_available():
+        sys.exit("bench-gpu needs a CUDA device, and here is none; --smoke proves the file on a CPU")
+    bench = Bench(smoke)
+    measure_copy(bench)
+    for shape in TINY if smoke else SHAPES:
+        attention(bench, shape)
+        orders(bench, shape)
+    diff_loss(bench)
+    motion_module(bench)
+    steps(bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What ptxas makes of the kernels, without a card: no spills, wide loads, tensor cores, shared memory that is there.
+
+All of the table, and every option: `python -m vidlose.kernels.build`.
+"""
+
+import platform
+import sys
+
+import pytest
+
+from vidlose.kernels.build import ARCHITECTURES, EXTRAS, TABLE, Case, report
+
+triton = pytest.importorskip("triton")
+SHARED = 99 * 1024  # of compute capability 8.6, the least
+ALSO = ((64, 40), (64, 160)) if triton.__version__ >= "3.9" else ()  # where registers are scarce
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="compilers for Linux on x86 only")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_resources(arch):
+    widths = (40, 64, 80, 160) if arch == 90 else (40, 160)  # for time's sake
+    cases = [case for case in TABLE if case.arch == arch and case.frames == 16 and case.width in widths]
+    cases += [Case("backward", frames, width, arch) for frames, width in ALSO]
+    cases += [case for case in EXTRAS if case.arch == arch]
+    for found in report(cases):
+        name = " ".join(str(found[x]) for x in ("kernel", "frames", "width", "options"))
+        assert found["stack"] == found["LDL"] == found["STL"] == 0, f"{name} spills"
+        assert found["smem"] <= SHARED, name
+        assert (found["HMMA"] + found["HGMMA"] > 0) == (found["kernel"] != "diff"), name
+        if found["kernel"] != "diff" and not {"mask", "bias"} & set(found["options"]):  # masks are bytes
+            assert found["LDG"] == found["LDG.128"], f"{name} loads by less than 16 bytes"
+            assert found["STG"] - found["STG.128"] <= ("entropy" in found["options"]), name

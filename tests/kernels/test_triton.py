@@ -1,0 +1,159 @@
+"""The Triton kernels under the interpreter against the reference in fp64."""
+
+import os
+
+import pytest
+import torch
+
+os.environ["VIDLOSE_KERNELS"] = "triton"
+
+from tests.kernels.matrix import FULL, TOLERANCE, Call, Case, Guarded, assert_near, cases
+from vidlose import kernels
+from vidlose.errors import UsageError
+from vidlose.kernels import attention, diff, ops, reference
+
+
+@pytest.fixture(autouse=True)
+def guarded(monkeypatch):
+    memory = Guarded()
+    monkeypatch.setattr(attention, "empty", memory)
+    monkeypatch.setattr(diff, "empty", memory)
+    yield
+    memory.check()
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_attention(case):
+    call = Call.of(case)
+    assert_near(call(), call(fp64=True), TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("options", [(), ("pair_mask", "bias", "relative")], ids=["plain", "options"])
+def test_rows_may_be_heads_or_pixels(options):
+    """Both orders of rows, of every number of heads beside what a program holds."""
+    for heads in (1, 5):
+        call = Call.of(Case(5, 24, options=options, heads=heads))
+        x = [call.leaves[name] for name in "qkv"] + [heads, call.rest.get("key_mask"), call.leaves.get("bias")]
+        if options:
+            x += [ops.by_distance(call.leaves[name], 5) for name in ("relative_k", "relative_v")]
+        one, other = (attention.forward(*x, return_entropy=True, by_token=by) for by in (True, False))
+        one += attention.backward(call.grad, *x, wants_tables=True, by_token=True)
+        other += attention.backward(call.grad, *x, wants_tables=True, by_token=False)
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_repeats_to_the_bit():
+    call = Call.of(Case(5, 40, options=FULL, pixels=1))
+    one, other = call(), call()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_cache_of_no_weight_changes_nothing():
+    call = Call.of(Case(5, 40, torch.float16, options=("cache",)))
+    call.rest["q_weight"] = torch.ones(2, 5)
+    without = Call({name: call.leaves[name] for name in "qkv"}, {}, call.grad, call.heads)()
+    assert all(torch.equal(x, without[name]) for name, x in call().items() if name in without)
+    call.rest["q_weight"] = torch.zeros(2, 5)
+    without = Call({**call.leaves, "q": call.leaves["q_cache"]}, {}, call.grad, call.heads)
+    del without.leaves["q_cache"]
+    assert torch.equal(call()["out"], without()["out"])
+
+
+def test_entropy_is_asked_for():
+    call = Call.of(Case(3, 16))
+    out, entropy = kernels.temporal_attention(*call.leaves.values(), call.heads)
+    assert entropy is None
+    asked, entropy = kernels.temporal_attention(*call.leaves.values(), call.heads, return_entropy=True)
+    assert torch.equal(out, asked) and entropy.dtype == torch.float32 and not entropy.requires_grad
+
+
+def test_gradients_of_any_layout():
+    """A sum's gradient has strides of 0, a transposed one's channels lie apart."""
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 3, 2, 16))
+    out, _ = kernels.temporal_attention(q, k, v, 1)
+    expected, _ = reference.temporal_attention(q, k, v, 1)
+    for grad in (torch.ones(()).expand(out.shape), torch.randn(16, 2, 3, 1).permute(3, 2, 1, 0)):
+        found = torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+        wanted = torch.autograd.grad(expected, (q, k, v), grad, retain_graph=True)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", reference.PENALTIES)
+@pytest.mark.parametrize(
+    ("frames", "count", "dtype", "layout"),
+    [
+        (1, 1, torch.float32, "bcfhw"),
+        (5, 4, torch.float32, "bfchw"),
+        (16, 33, torch.float16, "bfhwc"),
+        (33, 3, torch.bfloat16, "bfchw"),
+        (64, 2, torch.float32, "bcfhw"),
+    ],
+)
+def test_diff_loss(penalty, frames, count, dtype, layout, monkeypatch):
+    """Of any strides, bounded on all sides by NaN; a row of weight 0 is only measured."""
+    generator = torch.Generator().manual_seed(frames)
+    sizes = dict(zip("bcfhw", (2, 3, frames, 5, 37), strict=True))
+
+    def clip() -> torch.Tensor:
+        around = torch.full([sizes[x] + 2 for x in layout], float("nan"), dtype=dtype)
+        inside = around[tuple(slice(1, -1) for _ in layout)]
+        inside.copy_(torch.randn(inside.shape, generator=generator))
+        return inside.permute([layout.index(x) for x in "bcfhw"])
+
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
+    pred, target = clip(), clip()
+    rows, weight = torch.randn(2, count, frames, generator=generator), torch.rand(2, count, generator=generator)
+    weight[0, 0] = 0
+    factor = torch.tensor([1.5, -2.0])
+    results = []
+    for of, leaves in ((kernels, (pred, target)), (reference, (pred.double(), target.double()))):
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        loss, energy = of.diff_loss(*leaves, rows.double(), weight.double(), penalty=penalty, delta=0.8)
+        assert not energy.requires_grad and loss.dtype == energy.dtype
+        results.append((loss, energy, *torch.autograd.grad((loss * factor).sum(), leaves)))
+    (loss, energy, *grads), (loss64, energy64, *grads64) = results
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), loss64, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(energy.double(), energy64, rtol=1e-6, atol=1e-7)
+    for one, other in zip(grads, grads64, strict=True):
+        error = (one.double() - other).norm() / other.norm()
+        assert one.dtype == dtype and error < {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+
+
+def test_diff_loss_without_gradient():
+    pred, target = torch.randn(2, 1, 3, 2, 3, 3).unbind()
+    with torch.no_grad():
+        loss, energy = kernels.diff_loss(pred.requires_grad_(), target, torch.eye(2).expand(1, 2, 2), torch.ones(1, 2))
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, energy.sum(1))
+
+
+def test_what_is_not_taken(monkeypatch):
+    """A sentence where Triton is wanted, the reference otherwise."""
+
+    def attend(frames=3, width=8, dtype=torch.float32, **more):
+        return kernels.temporal_attention(*torch.randn(3, 1, frames, 1, width).to(dtype), 1, **more)
+
+    table = torch.randn(3, 256)
+    for message, call in (
+        ("65 frames of 8 channels a head are more than 64 of 256", lambda: attend(65)),
+        ("3 frames of 264 channels", lambda: attend(width=264)),
+        ("too much memory", lambda: attend(64, 128)),
+        ("too much memory", lambda: attend(64, 256, torch.float16, relative_k=table, relative_v=table)),
+        ("torch.float64", lambda: attend(dtype=torch.float64)),
+        ("nothing in it", lambda: kernels.temporal_attention(*torch.randn(3, 0, 4, 2, 8), 1)),
+        (
+            "wants a gradient",
+            lambda: attend(q_cache=torch.ones(1, 3, 1, 8), q_weight=torch.ones(1, 3).requires_grad_()),
+        ),
+        (
+            "65 frames",
+            lambda: kernels.diff_loss(*torch.randn(2, 1, 1, 65, 1, 1), torch.ones(1, 1, 65), torch.ones(1, 1)),
+        ),
+    ):
+        with pytest.raises(UsageError, match=f"^VIDLOSE_KERNELS=triton, but .*{message}"):
+            call()
+    monkeypatch.setenv("VIDLOSE_KERNELS", "eager")
+    assert attend(65)[0].shape == (1, 65, 1, 8)

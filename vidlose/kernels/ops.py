@@ -1,0 +1,228 @@
+"""The Triton kernels as torch operators: opaque to torch.compile, differentiable once, of one dtype within.
+
+`temporal_attention` and `diff_loss` are the door's, for what `refusal_*` has nothing against.
+"""
+
+import torch
+from torch import Tensor
+
+from vidlose.kernels import attention, diff
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+REACH = 2**31  # of 32-bit offsets
+
+
+def refusal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tables: bool, q_weight: Tensor | None) -> str | None:
+    """Why the kernel does not take it, if so; tables: with relative positions."""
+    batch, frames, pixels, channels = q.shape
+    width, dtype = channels // heads, _dtype(q)
+    held = attention.held(frames, width)
+    size = f"{frames} frames of {width} channels a head"
+    if frames > attention.MAX_FRAMES or width > attention.MAX_WIDTH:
+        return f"{size} are more than {attention.MAX_FRAMES} of {attention.MAX_WIDTH}"
+    if (tables and held > attention.MAX_HELD_TABLES) or (dtype == torch.float32 and held > attention.MAX_HELD_FP32):
+        return f"{size} take too much memory of a processor"
+    if dtype not in DTYPES or not (dtype == _dtype(k) == _dtype(v)):
+        return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}"
+    if q_weight is not None and q_weight.requires_grad:
+        return "q_weight wants a gradient"
+    apart = max(pixels * channels, *(x.stride(1) for x in (q, k, v)))
+    if batch * pixels * heads >= REACH or frames * apart >= REACH:
+        return "frames lie too far apart"
+    if q.numel() == 0:
+        return "there is nothing in it"
+    return None
+
+
+def refusal_diff(pred: Tensor, target: Tensor, rows: Tensor) -> str | None:
+    """Why the kernel does not take it, if so."""
+    if pred.shape[2] > diff.MAX_FRAMES:
+        return f"{pred.shape[2]} frames are more than {diff.MAX_FRAMES}"
+    if pred.dtype not in DTYPES or target.dtype not in DTYPES:
+        return f"pred and target are {pred.dtype} and {target.dtype}"
+    if pred.shape[1:].numel() >= REACH:
+        return "a clip is too large"
+    if 0 in (*pred.shape, *rows.shape):
+        return "there is nothing in it"
+    return None
+
+
+def temporal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    relative_k: Tensor | None,
+    relative_v: Tensor | None,
+    q_cache: Tensor | None,
+    q_weight: Tensor | None,
+    return_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See `vidlose.kernels.temporal_attention`. Autocast's dtype, where it is on, is taken here."""
+    frames, dtype = q.shape[1], _dtype(q)
+    q, k, v = (_readable(x, dtype) for x in (q, k, v))
+    out, entropy = _attention(
+        q,
+        k,
+        v,
+        heads,
+        key_mask,
+        None if bias is None else bias.contiguous(),
+        None if relative_k is None else by_distance(relative_k, frames),
+        None if relative_v is None else by_distance(relative_v, frames),
+        None if q_cache is None else _readable(q_cache, dtype),
+        None if q_weight is None else q_weight.float(),
+        return_entropy,
+    )
+    return out, entropy if return_entropy else None
+
+
+def by_distance(table: Tensor, frames: int) -> Tensor:
+    """Rows of the distances -R..R `[2R+1 D]` -> of 1-F..F-1 `[2F-1 D]`, contiguous. Backward sums in a fixed order."""
+    reach = table.shape[0] // 2
+    beyond = max(frames - 1 - reach, 0)
+    within = table[reach - (frames - 1 - beyond) : reach + (frames - beyond)]
+    return torch.cat([table[:1].expand(beyond, -1), within, table[-1:].expand(beyond, -1)])
+
+
+def diff_loss(
+    pred: Tensor, target: Tensor, rows: Tensor, weight: Tensor, penalty: str, delta: float
+) -> tuple[Tensor, Tensor]:
+    """See `vidlose.kernels.diff_loss`. fp32 inside, whatever autocast says."""
+    rows, weight = (x.detach().to(pred.device, torch.float32, non_blocking=True) for x in (rows, weight))
+    wants_grad = torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad)
+    loss, energy, _ = _diff_loss(pred, target, rows.contiguous(), weight.contiguous(), penalty, delta, wants_grad)
+    return loss, energy
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product would make of x: autocast's dtype, where it is on, but of fp64."""
+    kind = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this dtype, channels side by side."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("vidlose::temporal_attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    table_k: Tensor | None,
+    table_v: Tensor | None,
+    q_cache: Tensor | None,
+    q_weight: Tensor | None,
+    return_entropy: bool,
+) -> tuple[Tensor, Tensor]:
+    return attention.forward(
+        q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, return_entropy=return_entropy
+    )
+
+
+@_attention.register_fake
+def _(q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, return_entropy):
+    rows = (q.shape[0] * q.shape[2], heads) if return_entropy else (0,)
+    return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.custom_op("vidlose::temporal_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    table_k: Tensor | None,
+    table_v: Tensor | None,
+    wants_bias: bool,
+    wants_tables: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return attention.backward(  # type: ignore[return-value]
+        grad, q, k, v, heads, key_mask, bias, table_k, table_v, wants_bias, wants_tables
+    )
+
+
+@_attention_backward.register_fake
+def _(grad, q, k, v, heads, key_mask, bias, table_k, table_v, wants_bias, wants_tables):
+    constants = ((bias, wants_bias), (table_k, wants_tables), (table_v, wants_tables))
+    return (
+        *(x.new_empty(x.shape) for x in (q, k, v)),
+        *(q.new_empty((0,) if x is None or not wanted else x.shape, dtype=torch.float32) for x, wanted in constants),
+    )
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, _ = inputs
+    ctx.save_for_backward(q, k, v, key_mask, bias, table_k, table_v, q_cache, q_weight)
+    ctx.heads = heads
+    ctx.mark_non_differentiable(output[1])
+
+
+def _back(ctx, grad, _):
+    q, k, v, key_mask, bias, table_k, table_v, q_cache, q_weight = ctx.saved_tensors
+    own = None
+    if q_cache is not None:
+        own = q_weight[:, :, None, None]
+        q = (own * q + (1 - own) * q_cache).to(q.dtype)  # as the kernel had it
+    wants = ctx.needs_input_grad
+    found = _attention_backward(
+        _readable(grad, q.dtype), q, k, v, ctx.heads, key_mask, bias, table_k, table_v, wants[5], wants[6] or wants[7]
+    )
+    dq, dk, dv = found[:3]
+    d_cache = None
+    if own is not None:
+        d_cache = ((1 - own) * dq).to(q.dtype) if wants[8] else None
+        dq = (own * dq).to(q.dtype)
+    constants = (
+        x.to(of.dtype) if wanted else None
+        for x, of, wanted in zip(found[3:], (bias, table_k, table_v), wants[5:8], strict=True)
+    )
+    return dq, dk, dv, None, None, *constants, d_cache, None, None
+
+
+_attention.register_autograd(_back, setup_context=_keep)
+
+
+@torch.library.custom_op("vidlose::diff_loss", mutates_args=())
+def _diff_loss(
+    pred: Tensor, target: Tensor, rows: Tensor, weight: Tensor, penalty: str, delta: float, wants_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return diff.diff_loss(pred, target, rows, weight, penalty, delta, wants_grad)
+
+
+@_diff_loss.register_fake
+def _(pred, target, rows, weight, penalty, delta, wants_grad):
+    loss = pred.new_empty(pred.shape[0], dtype=torch.float32)
+    grad = torch.empty_like(pred, dtype=torch.float32) if wants_grad else loss.new_empty(0)
+    return loss, loss.new_empty(rows.shape[:2]), grad
+
+
+def _keep_diff(ctx, inputs, output) -> None:
+    pred, target, *_ = inputs
+    _, energy, grad = output
+    ctx.save_for_backward(grad)
+    ctx.dtypes, ctx.size = (pred.dtype, target.dtype), pred.shape[1] * pred.shape[3:].numel()
+    ctx.mark_non_differentiable(energy, grad)
+
+
+def _back_diff(ctx, d_loss, *_):
+    (grad,) = ctx.saved_tensors
+    d_pred = grad * (d_loss / ctx.size)[:, None, None, None, None]
+    first, second = ctx.dtypes
+    return d_pred.to(first), (-d_pred).to(second) if ctx.needs_input_grad[1] else None, *(None,) * 5
+
+
+_diff_loss.register_autograd(_back_diff, setup_context=_keep_diff)
