@@ -35,6 +35,7 @@ bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
 	$(BIN)/python -m tests.benchmarks.world
 	$(BIN)/python -m tests.benchmarks.autoencoder
 	$(BIN)/python -m tests.benchmarks.finetune
+	$(BIN)/python -m tests.benchmarks.analysis
 
 bench-gpu: $(READY)  ## the same for what needs a CUDA device
 	$(BIN)/python -m tests.benchmarks.gpu

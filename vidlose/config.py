@@ -46,7 +46,7 @@ RANK = 64
 class ModelConfig:
     """Which model, and of which files. lora: `PATH[:WEIGHT]` each, in order."""
 
-    model: str = "random"
+    model: str = "builtin"
     motion_module: str | None = None
     lora: list[str] = field(default_factory=list)
     vae: str | None = None

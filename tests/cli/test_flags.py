@@ -15,7 +15,9 @@ from vidlose import cli
 from vidlose.checkpoints import keymap, random
 from vidlose.checkpoints.animatediff import motion_table
 from vidlose.config import (
+    AnalyzeConfig,
     ConvertConfig,
+    EvaluateConfig,
     FifoConfig,
     FinetuneConfig,
     GenerateConfig,
@@ -309,6 +311,7 @@ def test_every_config_field_is_covered():
     assert {field.name for field in fields(ModelConfig)} <= shared & {field.name for field in fields(FinetuneConfig)}
     configs = {"fifo": FifoConfig, "generate": GenerateConfig, "finetune": FinetuneConfig}
     configs |= {"convert": ConvertConfig, "info": InfoConfig, "world": WorldConfig}
+    configs |= {"analyze-fft": AnalyzeConfig, "evaluate": EvaluateConfig}
     assert configs.keys() == COMMANDS.keys() - {"doctor"}
     for command, kind in configs.items():
         options = {parameter.name for parameter in COMMANDS[command].params}

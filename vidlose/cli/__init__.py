@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from vidlose import __version__
+from vidlose.cli.analyze import analyze_fft
 from vidlose.cli.console import Console
 from vidlose.cli.convert import convert
 from vidlose.cli.doctor import doctor
+from vidlose.cli.evaluate import evaluate
 from vidlose.cli.fifo import fifo
 from vidlose.cli.finetune import finetune
 from vidlose.cli.generate import generate
@@ -28,7 +30,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
     rich_markup_mode="rich",
 )
-for command in (finetune, generate, fifo, world, convert, info, doctor):
+for command in (finetune, generate, fifo, world, analyze_fft, evaluate, convert, info, doctor):
     # Every option reads VIDLOSE_<NAME>, whatever the command.
     app.command(context_settings={"auto_envvar_prefix": "VIDLOSE"})(command)
 

@@ -22,7 +22,7 @@ PANELS = {
     },
     "Model": {
         "model": "As in generate.",
-        "motion_module": "AnimateDiff's v1, v2 or v3, in original or diffusers form; new:v3 (v1, v2) makes one to train.",
+        "motion_module": "AnimateDiff's v1, v2 or v3, in original or diffusers form; new:v3 is one to train.",
         "lora": "PATH[:WEIGHT] of a LoRA that is merged before training; repeatable.",
         "vae": "Another autoencoder: file or folder.",
         "norm_mode": "Whose group norms: auto (by the motion module's form), original or diffusers.",

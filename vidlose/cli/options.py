@@ -71,7 +71,8 @@ Model = Annotated[
     option(
         "--model",
         "-m",
-        help="A Stable Diffusion 1.5 base (folder, file or cached hub id), a VideoCrafter file, or random[:FAMILY].",
+        help="builtin, a Stable Diffusion 1.5 base (folder, file or cached hub id), a VideoCrafter file, or"
+        " random[:FAMILY].",
     ),
 ]
 MotionModule = Annotated[

@@ -1,4 +1,4 @@
-"""What is analysed: videos, folders of frames, latents, stdin; who is compared with whom; frames, as floats or bytes."""
+"""What is analysed: videos, folders of frames, latents, stdin; who is compared with whom; their frames."""
 
 import json
 from collections import Counter
@@ -143,7 +143,8 @@ def probed(video: Video) -> Video:
     if video.source == "-":
         return video
     if video.latents:
-        return replace(video, size=tuple(read_latents(Path(video.source)).shape[-1:-3:-1]))
+        height, width = read_latents(Path(video.source)).shape[-2:]
+        return replace(video, size=(width, height))
     shape = next(read_frames(video.source, limit=1)).shape
     video = replace(video, size=(shape[1], shape[0]))
     if Path(video.source).suffix.lower() not in VIDEOS:
@@ -168,6 +169,16 @@ def alike(one: Video, other: Video, *, resample: bool) -> tuple[Video, Video]:
         slower = max(one.interval, other.interval)
         one, other = _slowed(one, slower), _slowed(other, slower)
     return one, other
+
+
+def as_other(video: Video, other: Video, *, resample: bool) -> Video:
+    """A real clip at the size and frame rate that `other` is analysed at. Raises InputError, also where it is the
+    smaller or the slower one: what others are compared at does not change for it."""
+    there = replace(other, size=other.to_size or other.size, to_size=None, keep=None)
+    changed, video = alike(there, video, resample=resample)
+    if changed.keep is not None or changed.to_size not in (None, there.size):
+        raise InputError(f"{video.said} is smaller or slower than {other.said}: real clips are brought to that alone")
+    return video
 
 
 def _slowed(video: Video, interval: float) -> Video:

@@ -1,0 +1,440 @@
+"""`vidlose analyze-fft`: its figures, its reports, whom it compares with whom, and what it refuses."""
+
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.analysis.synthetic import noise, video
+from vidlose.analysis.flicker import FLOW_METRICS
+from vidlose.cli import main
+from vidlose.io.video import Encoder
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    yield
+    cv2.setNumThreads(before[0])
+    torch.set_num_threads(before[1])
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """`call(*words)` -> exit code, stdout, stderr, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return (end.value.code or 0, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(call: Call, tmp_path: Path) -> Callable[..., str]:
+    """`refused(*words, code=3)`: the line; nothing else was said or written."""
+
+    def refused(*words: str, code: int = 3) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        got, out, err = call("analyze-fft", *words)
+        lines = err.splitlines()
+        assert (got, out, len(lines)) == (code, "", 1), err
+        assert err.startswith("vidlose: ") and "unexpected" not in err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return refused
+
+
+def folder(name: str, frames: np.ndarray, **card: object) -> str:
+    """A folder of frames, and its run card."""
+    path = Path(name)
+    path.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"{i:06d}.png", compress_level=0)
+    if card:
+        path.with_name(f"{path.name}.json").write_text(json.dumps({"config": card}))
+    return name
+
+
+def film(name: str, frames: np.ndarray, fps: float = 8) -> str:
+    with Encoder(Path(name), "y4m", width=frames.shape[2], height=frames.shape[1], fps=fps) as out:
+        for frame in frames:
+            out.write(frame)
+    return name
+
+
+def latents(name: str, frames: int = 16) -> str:
+    x = torch.randn(frames, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": x}, name)
+    return name
+
+
+SMALL = {"size": 64, "frames": 6}
+
+
+# --- figures
+
+
+def test_one_video(call):
+    code, out, err = call("analyze-fft", folder("clip", video(0, 2, 0.03, frames=10)), "--json")
+    assert code == 0
+    found = json.loads(out)
+    (one,) = found["sets"]["a"]["videos"]
+    assert (one["name"], one["frames"], one["size"], one["window"]) == ("clip", 10, [128, 128], 10)
+    assert one["metrics"]["flicker_std"] == pytest.approx(0.03, rel=0.15)
+    assert one["metrics"]["flow"] == pytest.approx(2, rel=0.1)
+    assert one["metrics"] == found["sets"]["a"]["mean"]
+    assert found["metrics"].keys() == one["metrics"].keys() and "comparison" not in found
+    assert len(one["spectra"]["author"]) == len(one["spectra"]["hann"]) == 6 and len(one["spectra"]["dct"]) == 10
+    assert len(one["path_spectrum"]) == one["path_frames"] // 2 + 1 == 5
+    events = [json.loads(line) for line in err.splitlines()]
+    assert events[-1]["event"] == "done" and events[-1]["ok"] and events[-1]["frames"] == 10
+    assert [event["video"] for event in events if event["event"] == "measured"] == ["clip"]
+
+
+def test_the_known_answer(call):
+    """32 pairs: A has flicker of 3 %, B none but more motion. The blog's figure names B, the flow names A."""
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        slow = rng.uniform(0.3, 1.5)
+        folder(f"a/{i:02d}", video(i, slow, 0.03, size=96))
+        folder(f"b/{i:02d}", video(i, slow + rng.uniform(5, 7), 0.002, size=96))
+    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--json")
+    assert code == 0
+    found = json.loads(out)
+    blog, ours, motion = (found["comparison"][name] for name in ("fft_highest", "flicker_std", "flow"))
+    assert blog["difference"] == "lower" and blog["high"] < 1  # of A, the one that flickers
+    assert ours["difference"] == "higher" and ours["low"] > 3 and ours["p"] < 1e-6
+    assert motion["difference"] == "lower" and (ours["pairs"], ours["prompts"]) == (32, 32)
+    assert found["verdict"].startswith("B flickers less")
+    assert found["flicker_std_at_equal_motion"][1] > 1
+    assert found["comparison"]["e_warp"]["difference"] == "higher"
+    ratio = found["spectra_ratio"]["author"]
+    assert len(ratio["ratio"]) == 9 and max(ratio["high"][1:8]) < 1  # every bin that the blog looked at
+
+
+def test_no_winner_where_the_figures_disagree(call):
+    """A flickers in a corner, and hard; B everywhere, and softly: more to the mean, less to the typical pixel."""
+    for i in range(6):
+        still, rng = video(i, 0, 0, **SMALL).astype(np.float32), np.random.default_rng(i)
+        corner, everywhere = still.copy(), still + 255 * 0.01 * noise(rng, "grain", 6, 64)[..., None]
+        corner[:, :32, :32] += 255 * 0.06 * noise(rng, "grain", 6, 32)[..., None]
+        for name, frames in (("a", corner), ("b", everywhere)):
+            folder(f"{name}/{i}", np.clip(frames + 0.5, 0, 255).astype(np.uint8))
+    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--json")[1])
+    mean, typical = (found["comparison"][name]["difference"] for name in ("flicker_std", "flicker_typical"))
+    assert (mean, typical) == ("higher", "lower")
+    assert found["verdict"].startswith("no winner: ") and "by the typical pixel" in found["verdict"]
+
+
+def test_no_winner_where_there_is_none(call):
+    """Two arms of the same kind."""
+    for i in range(8):
+        folder(f"a/{i}", video(i, 1, 0.02, **SMALL))
+        folder(f"b/{i}", video(i + 100, 1, 0.02, **SMALL))
+    code, out, err = call("analyze-fft", "a", "--compare", "b")
+    assert code == 0
+    verdict = next(line for line in out.splitlines() if line.startswith("# "))
+    assert re.fullmatch(r"# no winner: A has .* times B's flicker, 95 % .* 8 pairs; about \d+ pairs would .*", verdict)
+    assert verdict[2:] in err
+    rows = dict(line.split("\t", 1) for line in out.splitlines() if not line.startswith("#"))
+    assert float(rows["flicker_std"].split("\t")[0]) == pytest.approx(0.02, rel=0.3)
+
+
+def test_few_pairs_have_no_interval(call):
+    for i in range(3):
+        folder(f"a/{i}", video(i, 1, 0.04, **SMALL))
+        folder(f"b/{i}", video(i, 1, 0.01, **SMALL))
+    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--json")
+    found = json.loads(out)
+    assert code == 0 and "too few to say" in found["verdict"]
+    one = found["comparison"]["flicker_std"]
+    assert one["ratio"] > 2 and one["difference"] is one["low"] is one["p"] is None
+
+
+def test_real_clips_as_a_third(call):
+    for i in range(6):
+        folder(f"a/{i}", video(i, 1, 0.04, **SMALL))
+        folder(f"real/{i}", video(i + 50, 1, 0.01, **SMALL))
+    code, out, _ = call("analyze-fft", "a", "--real", "real", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["to_real"]["flicker_std"]["low"] > 2
+    assert found["to_real"]["flow"]["ratio"] == pytest.approx(1, abs=0.3)
+
+
+def test_latents_have_spectra_only(call):
+    code, out, err = call("analyze-fft", latents("x.safetensors"), "--compare", latents("y.safetensors"), "--json")
+    found = json.loads(out)
+    (one,) = found["sets"]["a"]["videos"]
+    assert code == 0 and "spectra only" in err
+    assert one["size"] == [8, 8] and one["metrics"]["flicker_std"] is None and one["metrics"]["fft_highest"] > 0
+    np.testing.assert_allclose(one["spectra"]["hann"][2:], 1, rtol=0.25)  # white noise of unit variance
+    assert found["spectra_ratio"]["author"]["ratio"] == pytest.approx([1] * 9)
+
+
+def test_long_videos_are_read_in_windows(call):
+    folder("long", video(0, 0.2, 0.02, frames=40, size=64))
+    code, out, _ = call("analyze-fft", "long", "--window", "8", "--json")
+    one = json.loads(out)["sets"]["a"]["videos"][0]
+    assert code == 0 and one["window"] == 8 and len(one["spectra"]["author"]) == 5
+    assert [block["first_frame"] for block in one["blocks"]] == [0, 16]
+    assert one["metrics"]["drift_colour"] < 0.04 and one["metrics"]["drift_sharpness"] == pytest.approx(1, abs=0.1)
+
+
+def test_only_some_groups(call):
+    path = folder("clip", video(0, 1, 0.02, **SMALL))
+    metrics = json.loads(call("analyze-fft", path, "--metrics", "spectra", "--json")[1])["sets"]["a"]["mean"]
+    assert {name for name, value in metrics.items() if value is not None} == {"fft_highest", "hann_high_share"}
+    metrics = json.loads(call("analyze-fft", path, "--metrics", "flicker", "--json")[1])["sets"]["a"]["mean"]
+    assert metrics["flicker_std"] and metrics["fft_highest"] is None
+
+
+def test_options_come_from_files_and_variables_too(call, monkeypatch):
+    folder("clip", video(0, 1, 0.02, frames=9, size=64))
+    Path("c.toml").write_text('window = 5\n[analyze-fft]\nmetrics = ["spectra"]\n')
+
+    def window(*words: str) -> int:
+        return json.loads(call("analyze-fft", "clip", "--json", *words)[1])["sets"]["a"]["videos"][0]["window"]
+
+    assert (window(), window("--config", "c.toml")) == (9, 5)
+    monkeypatch.setenv("VIDLOSE_WINDOW", "6")
+    assert (window("--config", "c.toml"), window("--window", "7")) == (6, 7)
+
+
+def test_stdin(call, monkeypatch, tmp_path):
+    """A y4m stream, as `vidlose generate -o - --format y4m` writes it."""
+    path = tmp_path / film(str(tmp_path / "clip.y4m"), video(0, 1, 0.03, **SMALL))
+    with path.open("rb") as stream:
+        before = os.dup(0)
+        os.dup2(stream.fileno(), 0)
+        try:
+            code, out, _ = call("analyze-fft", "-", "--fail-if", "flicker_std>0.06", "--json")
+        finally:
+            os.dup2(before, 0)
+    one = json.loads(out)["sets"]["a"]["videos"][0]
+    assert code == 0 and one["name"] == "stdin" and one["frames"] == 6
+
+
+# --- who is compared with whom
+
+
+def ratios(call: Call, *words: str) -> list[tuple[str, str]]:
+    code, out, err = call("analyze-fft", *words, "--metrics", "spectra", "--json")
+    assert code == 0, err
+    sets = json.loads(out)["sets"]
+    return [(a["name"], b["name"]) for a, b in zip(sets["a"]["videos"], sets["b"]["videos"], strict=True)]
+
+
+def test_pairs_are_by_prompt_and_seed_of_the_run_cards(call):
+    clip = video(0, 1, 0.02, **SMALL)
+    for name, prompt, seed in (("x", "a cat", 1), ("y", "a cat", 2), ("z", "a dog", 1)):
+        folder(f"a/{name}", clip, prompt=prompt, seed=seed)
+    for name, prompt, seed in (("p", "a dog", 1), ("q", "a cat", 2), ("x", "a cat", 1)):
+        folder(f"b/{name}", clip, prompt=prompt, seed=seed)
+    assert ratios(call, "a", "--compare", "b") == [("x", "x"), ("y", "q"), ("z", "p")]
+    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "spectra", "--json")[1])
+    one = found["comparison"]["fft_highest"]
+    assert (one["pairs"], one["prompts"]) == (3, 2)
+
+
+def test_pairs_are_by_name_without_cards_and_two_videos_are_one(call):
+    clip = video(0, 1, 0.02, **SMALL)
+    for name in ("a/1", "a/2", "b/2", "b/1"):
+        folder(name, clip)
+    assert ratios(call, "a", "--compare", "b") == [("1", "1"), ("2", "2")]
+    assert ratios(call, "a/1", "--compare", "b/2") == [("1", "2")]
+
+
+def test_states_and_sheets_are_no_videos(call):
+    film("out.y4m", video(0, 1, 0.02, **SMALL))
+    latents("out.fifo.safetensors")
+    Image.new("RGB", (30, 30)).save("sheet.png")
+    code, out, _ = call("analyze-fft", ".", "--metrics", "spectra", "--json")
+    assert code == 0 and [one["name"] for one in json.loads(out)["sets"]["a"]["videos"]] == ["out"]
+
+
+def test_resampling_where_it_is_asked_for(call, refused):
+    """B has twice the size and twice the frames a second, of the same pan: as much motion a frame afterwards."""
+    fast = video(0, 1, 0, frames=12, size=128)
+    film("b.y4m", fast, fps=16)
+    film("a.y4m", np.stack([cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA) for frame in fast[::2]]), fps=8)
+    assert "128x128" in (line := refused("a.y4m", "--compare", "b.y4m")) and "--resample" in line
+    code, out, err = call("analyze-fft", "a.y4m", "--compare", "b.y4m", "--resample", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    a, b = (found["sets"][name]["videos"][0] for name in "ab")
+    assert a["size"] == b["size"] == [64, 64] and a["frames"] == b["frames"] == 6
+    assert found["comparison"]["flow"]["ratio"] == pytest.approx(1, abs=0.03)
+    code, out, _ = call("analyze-fft", "a.y4m", "--real", "b.y4m", "--resample", "--json")  # real ones too
+    real = json.loads(out)["sets"]["real"]["videos"][0]
+    assert code == 0 and (real["size"], real["frames"]) == ([64, 64], 6)
+    film("c.y4m", fast, fps=8)
+    assert "16 frames a second" in refused("b.y4m", "--compare", "c.y4m")
+
+
+# --- reports
+
+
+def test_reports(call):
+    for i in range(6):
+        folder(f"a/{i}", video(i, 1, 0.03, frames=33, size=48))
+        folder(f"b/{i}", video(i, 2, 0.01, frames=33, size=48))
+    names = ["r.json", "r.csv", "r.npz", "r.png"]
+    words = [word for name in names for word in ("-o", name)]
+    code, out, err = call("analyze-fft", "a", "--compare", "b", "--real", "b", *words)
+    assert (code, out.split()) == (0, names), err
+    assert json.loads(Path("r.json").read_text())["verdict"].startswith("B flickers less")
+    rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
+    assert [row["set"] for row in rows] == ["a"] * 6 + ["b"] * 6 + ["real"] * 6
+    assert float(rows[0]["flicker_std"]) > 2 * float(rows[6]["flicker_std"])
+    arrays = np.load("r.npz")
+    assert arrays["a/metrics"].shape == (6, len(arrays["metrics"])) and arrays["b/hann"].shape == (6, 9)
+    assert len(arrays["a/0/mc3"]) == 31 and arrays["a/0/blocks"].shape == (2, 4)
+    with Image.open("r.png") as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(10**6)) > 100
+    assert "exists" in call("analyze-fft", "a", "-o", "r.csv")[2]
+    assert call("analyze-fft", "a", "-o", "r.csv", "--overwrite")[0] == 0
+
+
+def test_a_picture_of_a_single_video(call):
+    folder("clip", video(0, 1, 0.03, **SMALL))
+    assert call("analyze-fft", "clip", "-o", "r.png")[:2] == (0, "r.png\n")
+    assert call("analyze-fft", latents("x.safetensors"), "-o", "l.png")[:2] == (0, "l.png\n")
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("flicker_std>0.02", True),
+        ("flicker_std > 0.2", False),
+        ("flow<0.5", False),
+        ("flow <= 5", True),
+        ("coverage>=2", False),
+        ("sharpness>0.0001", True),
+    ],
+)
+def test_fail_if(call, condition, holds):
+    folder("clip", video(0, 1, 0.04, **SMALL))
+    code, out, err = call("analyze-fft", "clip", "--fail-if", condition, "--json")
+    assert code == (3 if holds else 0)
+    assert json.loads(out)["sets"]["a"]["mean"]["flicker_std"] > 0.03  # the result is there either way
+    assert ("--fail-if: " in err) == holds
+
+
+def test_fail_if_of_a_ratio(call, refused):
+    folder("a", video(0, 1, 0.04, **SMALL)), folder("b", video(0, 1, 0.02, **SMALL))
+    words = ("analyze-fft", "a", "--compare", "b", "--json", "--fail-if")
+    assert call(*words, "flicker_std_ratio>1.5")[0] == 3
+    assert call(*words, "flicker_std_ratio>2.5")[0] == 0
+    assert "goes with --compare" in refused("a", "--fail-if", "flicker_std_ratio>1", code=2)
+
+
+# --- what is refused
+
+
+def test_videos_that_cannot_be_measured(call, refused):
+    still = video(0, 0, 0, **SMALL)
+    folder("short", still[:2]), folder("black", 0 * still), folder("flat", 0 * still + 128), folder("good", still)
+    folder("mixed", still), Image.new("RGB", (60, 64)).save("mixed/000006.png")
+    assert "short has 2 frames; 3 are needed" in refused("short")
+    for name in ("black", "flat"):
+        assert f"{name} is not measurable: black or without texture" in refused(name)
+    assert "mixed: frame 6 is 60x64, the first 64x64" in refused("mixed")
+    assert "missing: no such file" in refused("missing")
+    Path("empty").mkdir()
+    assert "no videos, pictures or latents" in refused("empty")
+    Path("notes.mp4").write_text("a text")
+    assert "notes.mp4" in refused("notes.mp4")
+    code, out, err = call("analyze-fft", "good", "black", "--json")  # one of two is left out, and said
+    assert code == 0 and "black is not measurable, and left out" in err
+    assert json.loads(out)["sets"]["a"]["videos"][1]["metrics"]["flicker_std"] is None
+    code, _, err = call("analyze-fft", "good", "black", "--fail-if", "flicker_std>0.5")
+    assert code == 3 and "not measurable" in err
+
+
+def test_pairs_that_do_not_fit(refused):
+    clip = video(0, 1, 0.02, **SMALL)
+    for name in ("a/1", "a/2", "b/1", "c/1", "c/3", "d/x/1", "d/y/1"):
+        folder(name, clip)
+    folder("e/1", clip), folder("e/2", clip[:5])
+    folder("f/1", clip[:, :48]), folder("f/2", clip)
+    assert "a/2 without a partner" in refused("a", "--compare", "b")
+    assert "a/2, c/3 without a partner" in refused("a", "--compare", "c")
+    assert "cannot be told apart" in refused("d/x", "d/y", "--compare", "a")
+    assert "e/2 has 5 frames, less than a spectrum of e/1: give --window 5" in refused("e")
+    assert "a/1 is 64x64, f/1 64x48: make them alike, or give --resample" in refused("a", "--compare", "f")
+    assert "a/1 is 64x64, f/1 64x48" in refused("a", "--real", "f")
+    assert "f/1 is smaller or slower than a/1" in refused("a", "--real", "f", "--resample")
+
+
+def test_flow_is_not_of_latents(refused):
+    latents("x.safetensors"), folder("clip", video(0, 1, 0.02, **SMALL))
+    assert "flow needs pixels" in refused("x.safetensors", "--metrics", "flicker")
+    assert "flicker_std is not measured of latents: flow" in refused("x.safetensors", "--fail-if", "flicker_std>0.1")
+    assert "analyse one kind at a time" in refused("x.safetensors", "clip")
+
+
+OPTIONS = {
+    ("--fail-if", "flikker>1"): (3, "unknown metric 'flikker'; choose from flicker_std"),
+    ("--fail-if", "vbench_static_ratio>1"): (3, "unknown metric"),
+    ("--fail-if", "flicker_std"): (3, "METRIC>NUMBER"),
+    ("--fail-if", "flicker_std>x"): (3, "METRIC>NUMBER"),
+    ("--fail-if", "flicker_std>nan"): (3, "METRIC>NUMBER"),
+    ("--fail-if", "flicker_std==1"): (3, "METRIC>NUMBER"),
+    ("--fail-if", ""): (3, "METRIC>NUMBER"),
+    ("--metrics", "motion"): (3, "unknown group of metrics 'motion'"),
+    ("--window", "2"): (3, "--window is 2"),
+    ("--window", "x"): (2, "--window"),
+    ("--output", "r.txt"): (3, "-o r.txt: a report is a file with the suffix .json"),
+    ("--output", ".png"): (3, "-o .png"),
+    ("--output", "missing/r.png"): (3, "folder missing does not exist"),
+    ("--compare", "missing"): (3, "missing: no such file"),
+    ("--real", "missing"): (3, "missing: no such file"),
+    ("--compare", "a\0"): (3, "zero byte"),
+}
+
+
+@pytest.mark.parametrize("words", OPTIONS, ids=" ".join)
+def test_options(refused, words):
+    folder("clip", video(0, 1, 0.02, **SMALL))
+    code, said = OPTIONS[words]
+    assert said in refused("clip", *words, code=code)
+
+
+def test_a_metric_that_is_not_measured_fails_nothing_silently(refused):
+    folder("clip", video(0, 1, 0.02, **SMALL))
+    line = refused("clip", "--metrics", "spectra", "--fail-if", "flicker_std>1")
+    assert "flicker_std is not measured" in line
+
+
+def test_no_input(refused):
+    assert "give videos" in refused(code=2)
+    assert "give - once" in refused("-", "--compare", "-")
+
+
+def test_flow_metrics_are_the_ones_that_need_flow(call):
+    """Frames too small for flow have the others, and a reason."""
+    folder("tiny", video(0, 1, 0.02, frames=6, size=24)), folder("good", video(0, 1, 0.02, **SMALL))
+    code, out, err = call("analyze-fft", "tiny", "good", "--json")
+    one = json.loads(out)["sets"]["a"]["videos"][0]
+    assert code == 0 and "too small for optical flow" in one["not_measurable"] and "left out" in err
+    assert all(one["metrics"][name] is None for name in FLOW_METRICS)
+    assert one["metrics"]["sharpness"] > 0 and one["metrics"]["fft_highest"] > 0
