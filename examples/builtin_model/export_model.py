@@ -1,6 +1,6 @@
 """Write what was trained into the package, in fp16: the image model's folder, and the motion module beside it.
 
-    python examples/builtin_model/export_model.py IMAGES/model MOTION/motion_module.safetensors
+python examples/builtin_model/export_model.py IMAGES/model MOTION/motion_module.safetensors
 """
 
 import shutil

@@ -237,7 +237,8 @@ def test_down_and_mid_alone(run):
 
 
 def latents(run: Command, *words: str) -> Tensor:
-    clip = ["generate", "-m", "random", "-p", "x", "--width", "16", "--height", "16", "--frames", "3", "--steps", "2", "--seed", "1"]
+    clip = ["generate", "-m", "random", "-p", "x", "--width", "16", "--height", "16", "--frames", "3", "--steps", "2"]
+    clip += ["--seed", "1"]
     run(*clip, *words, "-o", "x.safetensors", "--overwrite")
     return load_file("x.safetensors")["latents"]
 

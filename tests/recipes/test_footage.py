@@ -35,7 +35,8 @@ def footage(tmp_path_factory) -> Path:
 
 def test_loss_falls_on_real_footage(footage, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    words = ["finetune", "-m", "random", str(footage), "-o", str(run), "--cache", str(tmp_path / "cache"), "--frames", "8"]
+    words = ["finetune", "-m", "random", str(footage), "-o", str(run), "--cache", str(tmp_path / "cache")]
+    words += ["--frames", "8"]
     words += ["--width", "128", "--height", "128", "--steps", "40", "--batch-size", "2", "--blocks", "down,mid"]
     words += ["--learning-rate", "1e-3", "--warmup-steps", "5", "--held-out", "0", "--ema", "0.9", "--stride", "2"]
     monkeypatch.setattr(sys, "argv", ["vidlose", *words])

@@ -55,8 +55,8 @@ class Plan:
                 raise InputError("--zero-terminal-snr leaves no signal to find noise in: give --prediction v or x0")
             model = model.zero_terminal()
         model = replace(model, prediction=prediction)
-        folder = {"diffusers"} if config.train in ("spatial", "full") or config.train_text_encoder else set()  # whose scheduler says it
-        if prediction != "eps" and set(config.export) - {"original", "none"} - folder:
+        folder = config.train in ("spatial", "full") or config.train_text_encoder  # whose scheduler says it
+        if prediction != "eps" and set(config.export) - {"original", "none", "diffusers" if folder else ""}:
             raise InputError(
                 f"--prediction {prediction} can be exported as original alone: other tools take eps for it"
             )
