@@ -184,6 +184,11 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        for path in filter(None, (*self.data, self.data_root, self.cache)):
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{path!r}: not a UTF-8 name, so no config.toml could say it; rename it") from None
         choice(self, "captions", CAPTION_POLICIES)
         choice(self, "bad_files", BAD_FILES)
         choice(self, "clips", CLIPS)
@@ -454,7 +459,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     sample_prompts: list[str] = field(default_factory=list)
     save_every: int = 250
     keep: int = 3
-    export: list[str] = field(default_factory=lambda: ["original"])
+    export: list[str] = field(default_factory=list)
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -480,9 +485,11 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         for form in self.export:
             if form not in EXPORTS:
                 raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")
-        positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate")
+        positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate", "lora_alpha")
         positive(self, "validate_every", "save_every", "keep")
-        for name in ("beta1", "beta2", "weight_decay", "ema", "caption_dropout", "levels_share"):
+        for name in ("beta1", "beta2"):
+            below(self, name, 1)
+        for name in ("weight_decay", "ema", "caption_dropout", "levels_share"):
             between(self, name, 0, 1)
         for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out", "sample_every"):
             between(self, name, 0, LIMIT)
@@ -495,7 +502,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             raise InputError("--init random forgets the whole network: all of it must train, --train full --blocks all")
         if self.train_text_encoder and self.train == "motion-lora":
             raise InputError("--train-text-encoder goes with --train motion, spatial or full")
-        if self.train_text_encoder and "diffusers" not in self.export:
+        if self.train_text_encoder and self.export and "diffusers" not in self.export:
             raise InputError("--train-text-encoder: the whole model is exported by --export diffusers alone")
         if self.train == "motion-lora" and set(self.export) - {"lora", "original"}:
             raise InputError("--train motion-lora exports a lora, or original with its update merged")
@@ -523,6 +530,12 @@ def between(config: Any, name: str, low: float, high: float) -> None:
     value = getattr(config, name)
     if value is not None and not low <= value <= high:
         raise InputError(f"{flag(name)} is {value}; it must lie between {low} and {high}")
+
+
+def below(config: Any, name: str, high: float) -> None:
+    value = getattr(config, name)
+    if not 0 <= value < high:
+        raise InputError(f"{flag(name)} is {value}; it must be at least 0 and below {high}")
 
 
 def no_zero_bytes(config: Any) -> None:

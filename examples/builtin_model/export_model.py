@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vidlose.checkpoints.animatediff import SCHEDULER, SCHEDULER_CONFIG
 from vidlose.checkpoints.builtin import MOTION, ROOT
 from vidlose.checkpoints.clip import WORDS
 from vidlose.checkpoints.files import open_weights
@@ -29,8 +30,9 @@ def main() -> None:
     for part in PARTS:
         halved(images / part, ROOT / part)
         shutil.copyfile((images / part).with_name("config.json"), (ROOT / part).with_name("config.json"))
-    (ROOT / WORDS).parent.mkdir(exist_ok=True)
-    shutil.copyfile(images / WORDS, ROOT / WORDS)
+    for name in (WORDS, f"{SCHEDULER}/{SCHEDULER_CONFIG}"):
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(images / name, ROOT / name)
     halved(motion, MOTION)
     size = sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file())
     print(f"{size / 2**20:.1f} MiB in {ROOT}")

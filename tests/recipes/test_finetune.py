@@ -779,3 +779,89 @@ def test_beyond_repair_the_last_good_state_is_kept(run, at_step, monkeypatch):
     run("finetune", "--resume", "out", "--override-lr", "1e-3", "--steps", "6")
     assert [row["step"] for row in rows("out")] == list(range(7)) and "actions" not in str(rows("out"))
     assert all(x.isfinite().all() for x in load_file("out/motion_module.safetensors").values())
+
+
+# --- what a reviewer found
+
+
+def test_nothing_is_exported_where_nothing_is_asked(run):
+    run(*QUICK, "-o", "out", "--steps", "1", "--export", "none", "--qk-norm")
+    assert Path("out/README.md").exists() and not list(Path("out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("more", [[], ["--no-guards", "--save-every", "1"]])
+def test_what_blows_up_in_the_last_step_is_not_handed_over(run, more):
+    words = [*BARE, "--steps", "1", "--learning-rate", "2e9", "--warmup-steps", "0", "--max-grad-norm", "0", *more]
+    found = run(*words, "-o", "out", code=5)
+    kept = list(Path("out/checkpoints").glob("step-*"))
+    assert ("from the last good state on" in found.err) == bool(kept) and ("begin anew" in found.err) == (not kept)
+    assert not Path("out/README.md").exists() and not Path("out/motion_module.safetensors").exists()
+    for path in kept:
+        assert all(x.isfinite().all() for x in load_file(path).values())
+
+
+def test_slips_are_found_before_anything_is_encoded(refused, clips, monkeypatch):
+    for words, said in (
+        (["--blocks", "foo"], "foo"),
+        (["--block-lr", "foo=1"], "foo"),
+        (["--track", "tensorboard"], "not installed"),
+        (["--optimizer", "adamw8bit"], "needs bitsandbytes"),
+    ):
+        if said in ("not installed", "needs bitsandbytes"):
+            monkeypatch.setattr("vidlose.recipes.watching.find_spec", lambda name: None)
+            monkeypatch.setattr("vidlose.training.optimizers.find_spec", lambda name: None)
+        assert said in refused(*QUICK, str(clips), "--steps", "2", "--cache", "cache", "-o", "out", *words)
+
+
+def test_a_damaged_checkpoint_is_passed_over(run):
+    run(*LONG, "-o", "out")
+    newest = Path("out/checkpoints/step-000012.safetensors")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    found = run("finetune", "--resume", "out", "--steps", "13")
+    assert "truncated" in found.err and "goes on at step 8" in found.err
+
+
+def test_a_dry_run_leaves_nothing_behind(run, clips):
+    run(*QUICK, str(clips), "--cache", "cache", "--dry-run")
+    assert not list(Path().iterdir())
+
+
+def test_a_text_encoder_that_trains_is_counted(run):
+    words = [*TINY, "--train", "spatial", "--train-text-encoder", "--list-params"]
+    count, whole = (
+        int(re.search(r"([\d,]+) of", run(*some).out).group(1).replace(",", ""))  # type: ignore[union-attr]
+        for some in ([*words[:-2], "--list-params"], words)
+    )
+    assert whole - count == sum(p.numel() for p in random.load().text_encoder.parameters())
+
+
+def test_what_is_more_than_a_motion_module_becomes_a_folder(run, refused):
+    run(*BARE, "--steps", "1", "--train", "spatial", "-o", "out")
+    assert Path("out/model/unet").is_dir() and not Path("out/unet.safetensors").exists()
+    words = ["--train", "full", "--prediction", "v", "--export", "original"]
+    assert "give --export diffusers" in refused(*TINY, *words)
+
+
+def test_too_few_clips_to_hold_out_are_said(run, clips):
+    assert (
+        "can be held out, not 50" in run(*TINY, "--sample-every", "0", str(clips), "--held-out", "50", "--dry-run").err
+    )
+
+
+def test_a_name_that_is_no_text_is_refused(refused):
+    assert "not a UTF-8 name" in refused(*TINY, "clips\udcff")
+
+
+def test_a_full_disk_leaves_no_torn_file(tmp_path, monkeypatch):
+    from vidlose.errors import EncoderError
+    from vidlose.io.files import write_atomic
+
+    def full(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EncoderError, match="No space"):
+        write_atomic(tmp_path / "x", b"data")
+    assert not (tmp_path / "x.part").exists()

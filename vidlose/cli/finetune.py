@@ -97,7 +97,8 @@ PANELS = {
         "sample_prompts": "What the samples show; repeatable.",
         "save_every": "Steps between checkpoints.",
         "keep": "Checkpoints that stay.",
-        "export": "Forms of the result: original, diffusers, lora or none; repeatable.",
+        "export": "Forms of the result: original, diffusers, lora or none; repeatable. If not given: diffusers where"
+        " more than AnimateDiff's motion modules trains, else original.",
         "track": "none, tensorboard or wandb, beside metrics.jsonl.",
     },
     "Stability": {
@@ -155,7 +156,7 @@ EXTRA = {
     ],
     "list_params": Annotated[bool, option("--list-params", help="Print what would train, and stop.", panel="Options")],
     "dry_run": Annotated[
-        bool, option("--dry-run", help="One step: its time and memory, and what would be saved.", panel="Options")
+        bool, option("--dry-run", help="Two steps, one to warm up: time, memory, what would be saved.", panel="Options")
     ],
     "cache_only": Annotated[bool, option("--cache-only", help="Fill --cache, and stop.", panel="Data")],
     "json": options.Json,

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vidlose.errors import EncoderError
@@ -12,9 +12,14 @@ from vidlose.errors import EncoderError
 def write_atomic(path: Path, data: bytes) -> None:
     """All of `data` under this name, or what was there before. Raises EncoderError where the disk refuses."""
     part = part_of(path)
-    with disk_errors(path):
-        part.write_bytes(data)
-    publish(part, path)
+    try:
+        with disk_errors(path):
+            part.write_bytes(data)
+        publish(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def part_of(file: Path) -> Path:

@@ -48,6 +48,8 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
     """
     metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
     for form in config.export:
+        if form == "none":
+            continue
         target = folder / _name(form, config, model)
         if form == "lora":
             _save(target, _lora(model.unet), metadata)

@@ -1,5 +1,7 @@
 """`vidlose finetune`: clips go in, a trained motion module comes out, and what happened in between is written down."""
 
+from dataclasses import replace
+
 from vidlose.recipes import runtime
 from vidlose.recipes.rehearsal import dry_run, dry_run_on_meta, fits, list_params
 from vidlose.recipes.run_config import Asked, resumed, started
@@ -17,6 +19,8 @@ MEMORY = (
 def finetune(asked: Asked, report: Reporter) -> list[str]:
     """The run's folder, or nothing where only a look was asked for."""
     config, folder = (resumed if asked.resume else started)(asked)
+    if asked.dry_run:  # which is to leave nothing behind
+        config = replace(config, cache=None)
     device = runtime.device(config.device)
     processes = parallel.join(device.type)
     report = report if processes.first else Silence()

@@ -10,24 +10,27 @@ from vidlose.recipes import exports, runtime
 from vidlose.recipes.training_plan import Plan
 from vidlose.recipes.training_run import Run
 from vidlose.training.memory import Share, estimate
-from vidlose.training.trainable import Selection, block_of, select
+from vidlose.training.trainable import Row, Selection, block_of, select
 
 
 def list_params(plan: Plan) -> list[str]:
-    """A line for every parameter of the network: does it train, where it stands, its shape; then sums."""
+    """A line for every parameter of the network, and of a text encoder that trains: does it train, where it stands,
+    its shape; then sums."""
     _, selection = plan.select()
+    text = [Row(name, tuple(p.shape), p.numel(), "text", True) for name, p in plan.text_parameters().items()]
+    rows = [*selection.rows, *text]
     lines = [
         f"{'trains' if row.trains else 'frozen'}  {row.block:10} {'x'.join(map(str, row.shape)) or '1':>16}  {row.name}"
-        for row in selection.rows
+        for row in rows
     ]
-    trains = [row for row in selection.rows if row.trains]
-    count, whole = (sum(row.count for row in rows) for rows in (trains, selection.rows))
-    lines.append(f"{count:,} of {whole:,} parameters train, in {len(trains)} of {len(selection.rows)} tensors")
+    trains = [row for row in rows if row.trains]
+    count, whole = (sum(row.count for row in some) for some in (trains, rows))
+    lines.append(f"{count:,} of {whole:,} parameters train, in {len(trains)} of {len(rows)} tensors")
     return lines
 
 
 def dry_run(run: Run) -> list[str]:
-    """One step that leaves nothing behind: its time and memory, the time of the whole, and what would be saved."""
+    """A step, after one to warm up, that leaves nothing behind: its time and memory, the time of the whole, and what would be saved."""
     plan, config = run.plan, run.plan.config
     coming = run.batches(0)
     run.trainer.step(next(coming))
@@ -114,7 +117,7 @@ def layer_of(name: str) -> str:
 def described(plan: Plan, selection: Selection) -> list[str]:
     """What would be trained, in two lines."""
     config = plan.config
-    count = sum(p.numel() for p in selection.parameters.values())
+    count = plan.facts(selection)["parameters"]
     clips = config.batch_size * config.accumulate * plan.processes.count
     return [
         f"{config.model}: {count:,} parameters train ({config.train}, blocks {config.blocks})",

@@ -81,6 +81,8 @@ def of_files(
     """Clips of files, through the cache where there is one, which is filled first. Raises InputError."""
     items = find(config.data, captions=config.captions, root=config.data_root)
     train, held = hold_out(items, min(config.held_out, len(items) // 4), config.seed)
+    if len(held) < config.held_out:
+        report.say(f"{len(held) or 'none'} of {len(items)} files can be held out, not {config.held_out}")
     folder = Path(config.cache) if config.cache else None
     memo = Memo(folder / "files.jsonl" if folder else None)
     cache = None

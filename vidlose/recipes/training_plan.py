@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from vidlose import __version__, checkpoints
 from vidlose.checkpoints.video_model import VideoModel
@@ -15,10 +16,12 @@ from vidlose.models.unet import UNet
 from vidlose.recipes import runtime
 from vidlose.recipes.output import check_ffmpeg
 from vidlose.recipes.training_data import Window
+from vidlose.recipes.watching import check_tracker
 from vidlose.training import levels
+from vidlose.training.optimizers import check_optimizer
 from vidlose.training.parallel import Processes
 from vidlose.training.stability import Tools
-from vidlose.training.trainable import Selection, select
+from vidlose.training.trainable import Selection, rates, select
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,39 @@ class Plan:
                 raise InputError("--zero-terminal-snr leaves no signal to find noise in: give --prediction v or x0")
             model = model.zero_terminal()
         model = replace(model, prediction=prediction)
+        whole = isinstance(model.unet.family, AnimateDiff) and config.train in ("spatial", "full")
+        if not config.export:
+            config = replace(config, export=["diffusers" if whole or config.train_text_encoder else "original"])
         folder = config.train in ("spatial", "full") or config.train_text_encoder  # whose scheduler says it
         if prediction != "eps" and set(config.export) - {"original", "none", "diffusers" if folder else ""}:
             raise InputError(
                 f"--prediction {prediction} can be exported as original alone: other tools take eps for it"
             )
+        if prediction != "eps" and whole and "original" in config.export:
+            raise InputError(
+                f"--prediction {prediction}: no file of AnimateDiff's whole network can say so: give --export diffusers"
+            )
         if config.qk_norm and config.export != ["none"]:
             raise InputError("--qk-norm changes the network, which no exported file can say: give --export none")
-        return Plan(
-            config, model, window, prediction, device, runtime.DTYPES[runtime.dtype(config.dtype, device)], processes
-        )
+        dtype = runtime.DTYPES[runtime.dtype(config.dtype, device)]
+        plan = Plan(config, model, window, prediction, device, dtype, processes)
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """What would else be found after hours of encoding: blocks, rates, packages that are missing. InputError."""
+        config = self.config
+        with torch.device("meta"):
+            blank = UNet(self.model.unet.family)
+        rates(select(blank, config.blocks, config.train, rank=config.lora_rank, alpha=config.lora_alpha), config)
+        check_optimizer(config.optimizer)
+        check_tracker(config.track)
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """Of the text encoder, where it trains."""
+        if not self.config.train_text_encoder:
+            return {}
+        return {f"text_encoder.{name}": p for name, p in self.model.text_encoder.named_parameters()}
 
     @property
     def frozen(self) -> torch.dtype:
@@ -117,7 +143,7 @@ class Plan:
             "frames": self.window.frames,
             "width": self.window.size[0],
             "height": self.window.size[1],
-            "parameters": sum(p.numel() for p in selection.parameters.values()),
+            "parameters": sum(p.numel() for p in (*selection.parameters.values(), *self.text_parameters().values())),
         }
 
     def levels(self) -> levels.Levels:

@@ -1,5 +1,6 @@
 """A training on its way: steps, what is noted after each, states that can be returned to, and what it hands over."""
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class Run:
         tools, selection = plan.select(look)
         blocks: dict[str, Mapping[str, nn.Parameter]] = dict(selection.blocks)
         if config.train_text_encoder:
-            blocks["text"] = {f"text_encoder.{name}": p for name, p in model.text_encoder.named_parameters()}
+            blocks["text"] = plan.text_parameters()
             for parameter in blocks["text"].values():
                 parameter.requires_grad_(True)
             model.text_encoder.train()
@@ -115,13 +116,11 @@ class Run:
         """Take up where the newest checkpoint is, and make the folder. Raises InputError where there is nothing left
         to do."""
         config, trainer, first = self.plan.config, self.trainer, self.plan.processes.first
-        path = newest_checkpoint(self.folder) if resuming else None
-        if path is not None:
-            self.take_up(path)
+        found = self.take_up() if resuming else False
         finished = trainer.done == config.steps and (self.folder / CARD).exists()
         if resuming and (finished or trainer.done > config.steps):
             raise InputError(f"{self.folder} is at step {trainer.done} already: go on with more --steps than that")
-        if path is not None:
+        if found:
             self.report.say(f"{self.folder}: goes on at step {trainer.done}")
         self.plan.processes.wait()  # all have read what is now written
         if first:
@@ -130,9 +129,24 @@ class Run:
                 (self.folder / CARD).unlink(missing_ok=True)  # it says that the run is finished
             write_atomic(self.folder / CONFIG, to_toml(config).encode())
 
-    def take_up(self, path: Path) -> None:
+    def take_up(self) -> bool:
+        """The newest checkpoint that can be read, if there is any. Raises InputError where none of several can."""
+        paths = checkpoints_of(self.folder)
+        for path in reversed(paths):
+            try:
+                state = load_state(path)
+            except InputError as error:
+                if path == paths[0]:
+                    raise
+                self.report.say(f"{error}; the one before is taken")
+            else:
+                self.restore(path, state)
+                return True
+        return False
+
+    def restore(self, path: Path, state: State) -> None:
         """A checkpoint's state. Raises InputError where it is of other parameters."""
-        tensors, facts = load_state(path)
+        tensors, facts = state
         weights = {name.removeprefix("weight/"): x.shape for name, x in tensors.items() if name.startswith("weight/")}
         if weights != {name: p.shape for name, p in self.trainer.trained.items()}:
             raise InputError(f"{path} is of a run that trains other parameters")
@@ -167,10 +181,11 @@ class Run:
         try:
             for metrics, actions in steps:
                 self.note(log, metrics, actions)
+            self.check()
         except NonFinite as error:
             if log:
                 self.go_back(log)
-            raise NonFinite(f"{error}; from the last good state on: {self.command} --override-lr X") from None
+            raise NonFinite(f"{error}; {self.way_out}") from None
         if log:
             self.save()
             draw_curves(log.rows(), self.folder / CURVES)
@@ -181,6 +196,20 @@ class Run:
             )
         if log:
             self.hand_over(log, time.monotonic() - began, trainer.done - done_before)
+
+    def check(self) -> None:
+        """Raises NonFinite where the weights, or what they make of a clip, are no numbers: of the last update there is
+        no loss yet."""
+        some = self.held[:1] or self.collate([self.data.train[0]], [0], measured=True)
+        loss = self.trainer.evaluate(some, HELD_AT[:1])["held_out/mse"]
+        if not (self.trainer.finite() and math.isfinite(loss)):
+            raise NonFinite(f"the weights after step {self.trainer.done} make no numbers any more")
+
+    @property
+    def way_out(self) -> str:
+        if newest_checkpoint(self.folder) is None:
+            return "no state was kept before: begin anew with a lower --learning-rate"
+        return f"from the last good state on: {self.command} --override-lr X"
 
     @property
     def command(self) -> str:
@@ -242,7 +271,9 @@ class Run:
             module.to("cpu")
 
     def save(self) -> None:
-        """A checkpoint, whole or the one before; the oldest beyond `keep` go."""
+        """A checkpoint, whole or the one before; the oldest beyond `keep` go. What is no number is not saved."""
+        if not self.trainer.finite():
+            return
         self.write("step", self.trainer.state())
         self.ringed = list(self.trainer.guards.ring)
         self.prune(self.trainer.guards.ring)
@@ -279,10 +310,10 @@ class Run:
         draw_curves(log.rows(), self.folder / CURVES)
         ring = self.trainer.guards.ring
         if ring:
+            publish(self.good(ring[-1]), self.folder / CHECKPOINTS / f"step-{ring[-1]:06d}.safetensors")
             for path in checkpoints_of(self.folder):
                 if step_of(path) > ring[-1]:
                     path.unlink()
-            publish(self.good(ring[-1]), self.folder / CHECKPOINTS / f"step-{ring[-1]:06d}.safetensors")
 
     def hand_over(self, log: Log, seconds: float, steps: int) -> None:
         """Export, result, card."""

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class Log:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
 
+def check_tracker(name: str) -> None:
+    """Raises InputError where it is not installed."""
+    if name != "none" and find_spec(name) is None:
+        raise InputError(f"--track {name} is not installed: pip install 'vidlose[track]'")
+
+
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
@@ -65,25 +72,23 @@ def _short(value: Any) -> Any:
 
 
 def _tracker(name: str, folder: Path):
-    """tensorboard or wandb beside the log. Raises InputError where it is not installed."""
+    """tensorboard or wandb beside the log."""
     if name == "none":
         return None
-    try:
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder / "tensorboard"))
-            atexit.register(writer.close)
+        writer = SummaryWriter(str(folder / "tensorboard"))
+        atexit.register(writer.close)
 
-            def scalars(row: Mapping[str, Any]) -> None:
-                for key, value in row.items():
-                    if isinstance(value, int | float) and key != "step":
-                        writer.add_scalar(key, value, row["step"])
+        def scalars(row: Mapping[str, Any]) -> None:
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "step":
+                    writer.add_scalar(key, value, row["step"])
 
-            return scalars
-        import wandb
-    except ImportError as error:
-        raise InputError(f"--track {name} is not installed: pip install 'vidlose[track]'") from error
+        return scalars
+    import wandb
+
     run = wandb.init(project="vidlose", name=folder.name, dir=str(folder))
     return lambda row: run.log(dict(row), step=row["step"])
 

@@ -1,6 +1,7 @@
 """Optimizers over named blocks, whose rates can be lowered one by one and whose state can be written down by name."""
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -116,11 +117,16 @@ def _adamw(
 def _adamw8bit(
     groups: list[dict], rate: float, *, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise InputError("--optimizer adamw8bit needs bitsandbytes: pip install 'vidlose[8bit]'") from error
+    check_optimizer("adamw8bit")
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(groups, rate, betas=betas, weight_decay=weight_decay)
+
+
+def check_optimizer(kind: str) -> None:
+    """Raises InputError for one whose package is missing."""
+    if kind == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise InputError("--optimizer adamw8bit needs bitsandbytes: pip install 'vidlose[8bit]'")
 
 
 ADAMS = {"adamw": _adamw, "adamw8bit": _adamw8bit}

@@ -142,6 +142,8 @@ class Trainer:
         norms = gradient_norms(self.blocks)
         total = sum(norm**2 for norm in norms.values()) ** 0.5
         found = {"loss": loss, "mse": mse, "diff": diff, "grad_norm": total, "lr": self._rate_now()}
+        scales = {block: scale for block in self.blocks if (scale := self.optimizer.scale[block]) != 1}
+        found |= {f"lr/{block}": self._rate_now() * scale for block, scale in scales.items()}
         found |= {f"grad_norm/{block}": norm for block, norm in norms.items()}
         actions = self._judge(loss, norms, levels.tolist())
         if not any(isinstance(action, Skip | Restore | GiveUp) for action in actions):
@@ -202,6 +204,10 @@ class Trainer:
                         found[at] = found.get(at, 0.0) + share
                         found[over] = found.get(over, 0.0) + share / len(timesteps)
         return found
+
+    def finite(self) -> bool:
+        """Are all weights that train numbers still? A step's loss is of those before its update."""
+        return all(bool(p.isfinite().all()) for p in self.trained.values())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -332,7 +338,7 @@ def fit(
     """
     coming = batches(_place(trainer))
     while trainer.done < trainer.config.steps and not stop():
-        if trainer.config.guards and trainer.guards.due(trainer.done):
+        if trainer.config.guards and trainer.guards.due(trainer.done) and trainer.finite():
             keep(trainer.done, trainer.state())
             trainer.guards.keep(trainer.done)
         metrics, actions = trainer.step(next(coming))
