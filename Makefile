@@ -8,10 +8,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-full check style bench bench-gpu clean
 
-demo: $(READY)  ## endless video from the default model, to out/demo.mp4
+demo: $(READY)  ## endless video from the built-in model, to out/demo.mp4, and its contact sheet
 	mkdir -p out
-	$(BIN)/vidlose fifo --prompt "a red ball bouncing over green hills" --frames 48 --seed 1 \
-		--output out/demo.mp4 --overwrite
+	$(BIN)/vidlose fifo --prompt "a red ball bouncing over green hills at sunset, the camera pans left" \
+		--frames 64 --uniform-latents --seed 1 --output out/demo.mp4 --overwrite
+	$(BIN)/python examples/contact_sheet.py out/demo.mp4 out/demo.png
 
 test: $(READY)  ## the tests
 	$(PYTEST)

@@ -82,7 +82,7 @@ def interrupt(folder: Path) -> None:
         "-p",
         "a river",
         "--frames",
-        "400",
+        "60",
         "-o",
         "river.mp4",
         "--overwrite",
@@ -94,7 +94,7 @@ def interrupt(folder: Path) -> None:
         [sys.executable, "-m", "vidlose", *words], cwd=folder, env={**os.environ, **SMALL}, stderr=subprocess.PIPE
     )
     for line in process.stderr:
-        if json.loads(line) == {"event": "frame", "i": 50}:
+        if json.loads(line) == {"event": "frame", "i": 9}:
             process.send_signal(signal.SIGKILL)
             break
     process.communicate()

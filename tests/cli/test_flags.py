@@ -138,7 +138,7 @@ def test_a_picture_is_for_models_that_read_one(vidlose, latents, files, tmp_path
 @pytest.mark.parametrize("option", ["--vae", "--norm-mode"])
 def test_what_a_random_model_has_already_is_refused(vidlose, option):
     for command in ("generate", "fifo", "finetune"):
-        words = [command, *(["-p", "x"] if command != "finetune" else []), option, "diffusers"]
+        words = [command, "-m", "random", *(["-p", "x"] if command != "finetune" else []), option, "diffusers"]
         code, _, err = vidlose(*words)
         assert code == 3 and f"leave {option} out" in err
 

@@ -342,7 +342,7 @@ def test_another_prediction_is_said_by_the_folder(run):
 def test_another_prediction_is_said_by_the_file(run):
     words = [*QUICK, "-o", "out", "--steps", "1", "--prediction", "v", "--zero-terminal-snr", "--sample-every", "1"]
     run(*words, "--sample-prompts", "x")
-    model = checkpoints.load(ModelConfig(motion_module="out/motion_module.safetensors"))
+    model = checkpoints.load(ModelConfig(model="random", motion_module="out/motion_module.safetensors"))
     assert model.prediction == "v" and model.schedule.alpha[-1] == 0
     assert latents(run, "--motion-module", "out/motion_module.safetensors").isfinite().all()
     assert random.load().prediction == "eps" and random.load().schedule.alpha[-1] > 0
@@ -840,6 +840,12 @@ def test_what_is_more_than_a_motion_module_becomes_a_folder(run, refused):
     assert Path("out/model/unet").is_dir() and not Path("out/unet.safetensors").exists()
     words = ["--train", "full", "--prediction", "v", "--export", "original"]
     assert "give --export diffusers" in refused(*TINY, *words)
+
+
+def test_videocrafter_has_no_form_of_diffusers(refused):
+    words = ["finetune", "-m", "random:videocrafter2", "--frames", "2"]
+    assert "has no form of diffusers': leave" in refused(*words, "--export", "diffusers")
+    assert "a text encoder has its place" in refused(*words, "--train", "full", "--train-text-encoder")
 
 
 def test_too_few_clips_to_hold_out_are_said(run, clips):

@@ -27,7 +27,7 @@ TEXT = TextConfig(
     length=32,
     words=VOCABULARY,
 )
-DEFAULTS = Defaults(width=128, height=128, steps=25, guidance=3.0, fifo_guidance=2.0)
+DEFAULTS = Defaults(width=128, height=128, steps=25, guidance=3.0, partitions=2, fifo_guidance=2.0)
 
 
 def load(config: ModelConfig) -> VideoModel:

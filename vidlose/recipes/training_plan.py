@@ -61,6 +61,9 @@ class Plan:
         whole = isinstance(model.unet.family, AnimateDiff) and config.train in ("spatial", "full")
         if not config.export:
             config = replace(config, export=["diffusers" if whole or config.train_text_encoder else "original"])
+        if "diffusers" in config.export and not isinstance(model.unet.family, AnimateDiff):
+            text = ", where alone a text encoder has its place" if config.train_text_encoder else ""
+            raise InputError(f"{config.model} has no form of diffusers'{text}: leave --export diffusers out")
         folder = config.train in ("spatial", "full") or config.train_text_encoder  # whose scheduler says it
         if prediction != "eps" and set(config.export) - {"original", "none", "diffusers" if folder else ""}:
             raise InputError(
