@@ -3,6 +3,7 @@
 None means: as the model's family is usually sampled.
 """
 
+import os.path
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -577,7 +578,7 @@ class AnalyzeConfig:
     """`vidlose analyze-fft`: videos measured, compared with others in pairs, and with real ones.
 
     output: reports, by suffix. window: frames of a spectrum. metrics: groups of figures; all where it is empty.
-    resample: bring pairs to the smaller size and the lower frame rate. fail_if: METRIC>NUMBER each.
+    resample: bring pairs to the smaller size, lower frame rate and shorter time. fail_if: METRIC>NUMBER each.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -594,8 +595,12 @@ class AnalyzeConfig:
         no_zero_bytes(self)
         if not self.inputs:
             raise UsageError("give videos, folders of frames or of videos, latents, or - for stdin")
-        if [*self.inputs, self.compare, self.real].count("-") > 1:
+        not_empty(self, "inputs", "compare", "real", "output")
+        everything = [*self.inputs, self.compare, self.real]
+        if everything.count("-") > 1:
             raise InputError("stdin holds one video: give - once")
+        if self.resample and "-" in everything:
+            raise InputError("--resample: stdin is read once and cannot be resampled: write it to a file first")
         if not 3 <= self.window <= 512:
             raise InputError(f"--window is {self.window}; it must lie between 3 and 512")
         for group in self.metrics:
@@ -613,7 +618,8 @@ class AnalyzeConfig:
 class EvaluateConfig:
     """`vidlose evaluate`: distances between features of real and of generated videos.
 
-    extractor: what gives the features, a name or a TorchScript file; all that are installed where it is empty.
+    extractor: what gives the features, a name or a TorchScript file, said to be FVD's I3D by fvd=FILE; all that are
+    installed where it is empty.
     frames: of a clip; clips_per_video: at most, one after the other. draws: of the bootstrap and of the floor.
     """
 
@@ -631,6 +637,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         no_zero_bytes(self)
+        not_empty(self, "real", "fake", "extractor", "output")
         positive(self, "frames", limit=1024)
         positive(self, "clips_per_video")
         between(self, "draws", 10, 100_000)
@@ -658,8 +665,18 @@ def condition(text: str) -> tuple[str, str, float]:
     return match[1], match[2], number
 
 
+def not_empty(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if "" in (value if isinstance(value, list) else [value]):
+            raise InputError(f"{name} is empty: give a path")
+
+
 def reports(outputs: list[str], suffixes: tuple[str, ...]) -> None:
-    """Raises InputError for a report of another kind."""
+    """Raises InputError for a report of another kind, or two of one name."""
+    same = [os.path.normpath(output) for output in outputs]
+    if twice := [output for output, name in zip(outputs, same, strict=True) if same.count(name) > 1]:
+        raise InputError(f"-o {twice[0]} is given twice")
     for output in outputs:
         if not output.lower().endswith(suffixes) or output.lower() in suffixes:
             raise InputError(f"-o {output}: a report is a file with the suffix {', '.join(suffixes)}")

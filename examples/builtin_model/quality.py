@@ -44,7 +44,7 @@ def prompts(count: int, first: int) -> list[tuple[str, scene.Attributes]]:
 def make(command: str, video: Path, prompt: str, options: Sequence[str], seed: int) -> Frames:
     """One video by the command line, unless it is there already."""
     if not video.exists():
-        words = [command, "-q", "--overwrite", "-p", prompt, "--seed", str(seed), "-o", str(video), *options]
+        words = ["-q", command, "--overwrite", "-p", prompt, "--seed", str(seed), "-o", str(video), *options]
         subprocess.run([sys.executable, "-m", "vidlose", *words], check=True)
     return np.stack(list(read_frames(video)))
 
@@ -74,7 +74,7 @@ def clips(count: int, first: int, folder: Path, options: Sequence[str]) -> dict[
     lines = [json.dumps({"prompt": text, "seed": first + i}) for i, (text, _) in enumerate(asked)]
     if len(list(folder.glob("*.mp4"))) < count:
         (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-        words = ["generate", "-q", "--overwrite", "--prompts-file", str(folder / "prompts.jsonl"), "-o", f"{folder}/"]
+        words = ["-q", "generate", "--overwrite", "--prompts-file", str(folder / "prompts.jsonl"), "-o", f"{folder}/"]
         subprocess.run([sys.executable, "-m", "vidlose", *words, *options], check=True)
     made = [np.stack(list(read_frames(video))) for video in sorted(folder.glob("*.mp4"))]
     write_sheet(folder / "sheet.png", [(text, frames) for (text, _), frames in zip(asked[:24], made, strict=False)])

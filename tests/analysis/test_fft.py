@@ -85,3 +85,14 @@ def test_small_amplitudes_are_not_lost():
     """A thousandth of a grey level, on white: fp32 has it."""
     x = np.float32(0.9) + np.float32(4e-6) * (-1.0) ** np.arange(16, dtype=np.float32)[:, None]
     assert hann_spectrum(x)[8] == pytest.approx(16 * 16e-12 * 2 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("shade", [0.1, 1 / 3, 200.7])
+def test_rounding_is_no_change(shade):
+    """What fp32 makes of values that stay has neither a last bin nor shares."""
+    spectra = Spectra(16)
+    for _ in range(40):
+        spectra.add(np.full((30, 40), shade, np.float32) * np.linspace(0.5, 1, 40, dtype=np.float32))
+    found = spectra.result()
+    assert not any(found[kind][1:].any() for kind in found) and found["author"][0] > 0
+    assert high_share(found["hann"], 16) is None

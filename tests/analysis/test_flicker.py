@@ -217,12 +217,14 @@ def test_motion_of_a_pan():
 
 
 def test_vbenchs_temporal_flickering():
-    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 48, 3), dtype=np.uint8)
+    """Of a static video alone: VBench filters the others out."""
+    frames = video(0, 0, 0.01, frames=6)
     mae = np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(frames[1:], frames[:-1], strict=True)])
-    found = Flicker(64, 48)
-    for frame in frames:
-        found.add(frame)
-    assert found.result()["vbench_temporal_flickering"] == pytest.approx((255 - mae) / 255, rel=1e-9)
+    found = measure(frames).result()
+    assert found["vbench_static"] == 1
+    assert found["vbench_temporal_flickering"] == pytest.approx((255 - mae) / 255, rel=1e-9)
+    found = measure(video(0, 4, 0.03, frames=6, size=64)).result()
+    assert found["vbench_static"] == 0 and found["vbench_temporal_flickering"] is None
 
 
 def test_vbenchs_dynamic_degree_and_static_filter():
@@ -236,6 +238,16 @@ def test_vbenchs_dynamic_degree_and_static_filter():
     for pairs, dynamic, static in ((1, 0, 1), (2, 0, 1), (3, 0, 0), (4, 1, 0)):
         found = moving(pairs)
         assert (found["dynamic_degree_flow"], found["vbench_static"]) == (dynamic, static), pairs
+
+
+@pytest.mark.parametrize("frames", range(3, 14))
+def test_no_video_is_static_and_dynamic_at_once(frames):
+    """Nor of few frames: one fast pair of them is one too many for the static ones."""
+    for pairs in (1, 2):
+        fast = video(0, 5, 0, frames=pairs + 1, size=64)
+        found = measure(np.concatenate([fast, np.repeat(fast[-1:], frames - 1 - pairs, 0)])).result()
+        assert found["vbench_static"] + found["dynamic_degree_flow"] < 2
+        assert frames > 4 or found["vbench_static"] == 0  # round(2 n / 16) exceptions: none
 
 
 # --- what cannot be measured
@@ -256,6 +268,7 @@ def test_not_measurable():
         assert not set(FLOW_METRICS) & meter.result().keys()
     assert measure(video(0, 1, 0.01)).why_not() is None
     assert measure(video(0, 1, 0.01)).result().keys() == METRICS.keys()
+    assert measure(video(0, 0, 0)).result()["flicker_std"] == 0  # perfect is a figure
 
 
 def test_memory_does_not_grow():

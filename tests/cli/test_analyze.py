@@ -5,7 +5,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,9 +18,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.analysis.synthetic import noise, video
-from vidlose.analysis.flicker import FLOW_METRICS
+from vidlose.analysis.flicker import FLOOR, FLOW_METRICS
 from vidlose.cli import main
+from vidlose.config import AnalyzeConfig
+from vidlose.errors import InputError
 from vidlose.io.video import Encoder
+from vidlose.recipes import analysis_report
+from vidlose.recipes.analysis_inputs import Video, probed, y4m
+from vidlose.recipes.analyze import Analysis, Measured, compare_sets
+from vidlose.recipes.runtime import Silence
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -154,7 +162,7 @@ def test_no_winner_where_there_is_none(call):
     assert code == 0
     verdict = next(line for line in out.splitlines() if line.startswith("# "))
     assert re.fullmatch(r"# no winner: A has .* times B's flicker, 95 % .* 8 pairs; about \d+ pairs would .*", verdict)
-    assert verdict[2:] in err
+    assert verdict[2:] not in err and "flicker_std" not in err  # never twice
     rows = dict(line.split("\t", 1) for line in out.splitlines() if not line.startswith("#"))
     assert float(rows["flicker_std"].split("\t")[0]) == pytest.approx(0.02, rel=0.3)
 
@@ -219,18 +227,61 @@ def test_options_come_from_files_and_variables_too(call, monkeypatch):
     assert (window("--config", "c.toml"), window("--window", "7")) == (6, 7)
 
 
-def test_stdin(call, monkeypatch, tmp_path):
-    """A y4m stream, as `vidlose generate -o - --format y4m` writes it."""
-    path = tmp_path / film(str(tmp_path / "clip.y4m"), video(0, 1, 0.03, **SMALL))
-    with path.open("rb") as stream:
-        before = os.dup(0)
+@contextmanager
+def stdin(path: str) -> Iterator[None]:
+    """Reads from a file."""
+    before = os.dup(0)
+    with open(path, "rb") as stream:
         os.dup2(stream.fileno(), 0)
-        try:
-            code, out, _ = call("analyze-fft", "-", "--fail-if", "flicker_std>0.06", "--json")
-        finally:
-            os.dup2(before, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+def test_stdin(call):
+    """A y4m stream, as `vidlose generate -o - --format y4m` writes it."""
+    film("clip.y4m", video(0, 1, 0.03, **SMALL))
+    with stdin("clip.y4m"):
+        code, out, _ = call("analyze-fft", "-", "--fail-if", "flicker_std>0.06", "--json")
     one = json.loads(out)["sets"]["a"]["videos"][0]
     assert code == 0 and one["name"] == "stdin" and one["frames"] == 6
+
+
+def test_stdin_is_compared_like_a_file(call, refused):
+    """By frame rate and size; nothing of the stream is lost by looking at its head."""
+    frames = video(0, 1, 0.03, frames=40, size=64)
+    film("clip.y4m", frames), film("fast.y4m", frames, fps=24), film("small.y4m", frames[:, :48])
+    with stdin("clip.y4m"):
+        found = json.loads(call("analyze-fft", "-", "--compare", "clip.y4m", "--json")[1])
+    assert found["comparison"]["flicker_std"]["ratio"] == 1
+    assert found["sets"]["a"]["videos"][0]["metrics"] == found["sets"]["b"]["videos"][0]["metrics"]
+    for name, said in (
+        ("fast", "stdin has 24 frames a second, clip.y4m 8"),
+        ("small", "stdin is 64x48, clip.y4m 64x64"),
+    ):
+        with stdin(f"{name}.y4m"):
+            line = refused("-", "--compare", "clip.y4m")
+            assert said in line and line.endswith("or write stdin to a file and give --resample\n")
+    film("clip.mkv", frames)
+    with stdin("clip.mkv"):  # of other streams it is not known beforehand
+        assert call("analyze-fft", "-", "--compare", "clip.y4m")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (b"YUV4MPEG2 W640 H480 F30000:1001 Ip A1:1 C420jpeg", ((640, 480), 1001000 / 30)),
+        (b"YUV4MPEG2 H48 W64 C444", ((64, 48), None)),
+        (b"YUV4MPEG2 W64 F0:0", (None, None)),
+        (b"\x1aE\xdf\xa3 W64 H64 F8:1", (None, None)),
+        (b"", (None, None)),
+    ],
+)
+def test_headers_of_y4m(header, told):
+    size, interval = y4m(header)
+    assert (size, interval) == (told[0], pytest.approx(told[1]))
 
 
 # --- who is compared with whom
@@ -287,7 +338,132 @@ def test_resampling_where_it_is_asked_for(call, refused):
     real = json.loads(out)["sets"]["real"]["videos"][0]
     assert code == 0 and (real["size"], real["frames"]) == ([64, 64], 6)
     film("c.y4m", fast, fps=8)
+    film("d.y4m", np.concatenate([fast] * 4), fps=24), film("e.y4m", np.concatenate([fast] * 2), fps=8)
+    sets = json.loads(call("analyze-fft", "d.y4m", "--compare", "e.y4m", "--resample", "--json")[1])["sets"]
+    assert [sets[name]["videos"][0]["frames"] for name in "ab"] == [16, 16]  # of two seconds; e has three
+    film("f.y4m", fast[:3], fps=24)
+    assert "share 1 frame at 8 frames a second; 3 are needed" in refused("f.y4m", "--compare", "e.y4m", "--resample")
     assert "16 frames a second" in refused("b.y4m", "--compare", "c.y4m")
+
+
+NO_CARDS = [
+    '{"version": "0", "sets": {}}',
+    "[1]",
+    "null",
+    '{"config": 3}',
+    '{"config": {"prompt": 1, "seed": "x"}}',
+    "{",
+    "[" * 9999,
+]
+
+
+@pytest.mark.parametrize("text", NO_CARDS, ids=range(len(NO_CARDS)))
+def test_a_video_beside_json_that_is_no_run_card(call, text):
+    """As the tool's own report beside it is none."""
+    film("clip.y4m", video(0, 1, 0.03, **SMALL))
+    Path("clip.json").write_text(text)
+    code, out, err = call("analyze-fft", "clip.y4m", "--metrics", "spectra", "--json")
+    assert code == 0, err
+    assert json.loads(out)["sets"]["a"]["videos"][0]["prompt"] is None
+
+
+def test_what_is_left_out_of_a_folder_is_said(call):
+    clip = video(0, 1, 0.02, **SMALL)
+    film("out.y4m", clip), latents("x.safetensors"), folder("nested/deep", clip), Image.new("RGB", (9, 9)).save("s.png")
+    _, _, err = call("analyze-fft", ".", "--metrics", "spectra")
+    assert ".: only its videos are analysed; left out: 1 latents, 1 pictures, 1 folders" in err
+
+
+# --- what counts
+
+
+def test_no_flicker_at_all_is_a_figure(call):
+    """Six perfect videos of twelve: they count, at the floor."""
+    for i in range(12):
+        folder(f"a/{i:02d}", video(i, 0, 0 if i % 2 else 0.02, **SMALL))
+        folder(f"b/{i:02d}", video(i, 0, 0.02, **SMALL))
+    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")
+    one = json.loads(out)["comparison"]["flicker_std"]
+    a = json.loads(out)["sets"]["a"]["videos"]
+    assert code == 0 and a[1]["metrics"]["flicker_std"] == 0
+    assert (one["pairs"], one["difference"]) == (12, "lower")
+    assert one["ratio"] == pytest.approx(
+        (FLOOR / np.hypot(0.02, FLOOR)) ** 0.5, rel=0.15
+    )  # half of them that much less
+
+
+def test_nobody_wins_below_the_floor(call):
+    """Still clips, and the same in motion: what 8 bits leave of them is another, and no flicker."""
+    for i in range(8):
+        folder(f"a/{i}", video(i, 0, 0, **SMALL))
+        folder(f"b/{i}", video(i, 0.5, 0, **SMALL))
+    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")[1])
+    one = found["comparison"]["flicker_std"]
+    assert one["difference"] == "lower" and one["high"] < 1
+    assert found["verdict"].startswith("no winner: ") and "do not show differences below 0.0016" in found["verdict"]
+    found = json.loads(call("analyze-fft", "a", "--compare", "a", "--json")[1])
+    assert "do not show differences below 0.0016" in found["verdict"]
+    assert found["comparison"]["flicker_std"]["ratio"] == found["comparison"]["fft_highest"]["ratio"] == 1
+    assert found["spectra_ratio"]["hann"]["ratio"][1:] == [1] * 3  # of rounding there is no ratio
+    mean = found["sets"]["a"]["mean"]
+    assert mean["hann_high_share"] is mean["camera_share"] is None and mean["fft_highest"] == 0
+
+
+def measured(name: str, std: float, flow: float) -> Measured:
+    """A video of which two figures are known."""
+    figures = {"flicker_std": std, "flicker_typical": std, "mc3": 1.5 * std**2, "flow": flow}
+    return Measured(Video(name, name), 16, (64, 64), 16, metrics=figures)
+
+
+def test_equal_motion_is_heeded():
+    """A flickers more just as far as it moves more: at equal motion there is no difference, and no winner."""
+    rng = np.random.default_rng(1)
+    sets: dict[str, list[Measured]] = {"a": [], "b": []}
+    for i in range(24):
+        more = rng.uniform(0.2, 1.2)
+        sets["a"].append(measured(str(i), 0.02 * np.exp(more + rng.normal(0, 0.1)), 2 * np.exp(more)))
+        sets["b"].append(measured(str(i), 0.02, 2))
+    found = Analysis(AnalyzeConfig(inputs=["a"], compare="b"), sets)
+    compare_sets(found, Silence())
+    assert found.comparison["flicker_std"].difference == "higher"
+    assert found.verdict.startswith("no winner: ") and "but at equal motion" in found.verdict
+    _, columns, rows = analysis_report.table(found)
+    row = next(row for row in rows if row[0] == "flicker_std_at_equal_motion")
+    assert len(row) == len(columns) and row[3] and row[4]
+
+
+def test_drift_is_compared_at_equal_positions(call):
+    """A goes on for twice as long in the same way, and is no worse for it."""
+    fading = (video(0, 0.2, 0, frames=96, size=48) * np.linspace(1, 0.4, 96)[:, None, None, None]).astype(np.uint8)
+    folder("a", fading), folder("b", fading[:48])
+    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "drift", "--json")[1])
+    assert found["comparison"]["drift_colour"]["ratio"] == found["comparison"]["drift_features"]["ratio"] == 1
+    assert len(found["sets"]["a"]["videos"][0]["blocks"]) == 6
+    black = fading.copy()
+    black[:16] = 0
+    folder("c", black)
+    code, out, err = call("analyze-fft", "c", "--json")
+    metrics = json.loads(out)["sets"]["a"]["mean"]
+    assert code == 0 and "c: its first 16 frames are black or without texture: no drift" in err
+    assert metrics["drift_sharpness"] is None and metrics["sharpness"] > 0
+
+
+def test_latents_are_read_in_slices(tmp_path):
+    """A frame at a time, and of the header alone what the shape is."""
+    path = str(tmp_path / "x.safetensors")
+    save_file({"latents": torch.zeros(400, 16, 64, 64, dtype=torch.bfloat16)}, path)  # 52 MB
+    assert probed(Video(path, "x")).size == (64, 64)
+    tracemalloc.start()
+    assert sum(1 for frame in Video(path, "x").values() if frame.shape == (16, 64, 64)) == 400
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
+    for wrong in ({"other": torch.zeros(3)}, {"latents": torch.zeros(3, 4, 5)}, {"latents": torch.zeros(0, 4, 5, 5)}):
+        save_file(wrong, path)
+        with pytest.raises(InputError, match="holds no tensor 'latents'"):
+            probed(Video(path, "x"))
+    save_file({"latents": torch.full((3, 4, 5, 5), float("nan"))}, path)
+    with pytest.raises(InputError, match="holds NaN"):
+        list(Video(path, "x").values())
 
 
 # --- reports
@@ -303,7 +479,17 @@ def test_reports(call):
     assert (code, out.split()) == (0, names), err
     assert json.loads(Path("r.json").read_text())["verdict"].startswith("B flickers less")
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
-    assert [row["set"] for row in rows] == ["a"] * 6 + ["b"] * 6 + ["real"] * 6
+    assert [row["set"] for row in rows] == ["a"] * 6 + ["b"] * 6 + ["real"] * 6 + ["a/b"] * 8 + ["a/real"] * 3
+    told = {row["name"]: row for row in rows if row["set"] == "a/b"}
+    found = json.loads(Path("r.json").read_text())
+    one = found["comparison"]["flicker_std"]
+    for name in ("ratio", "low", "high", "p", "needed"):
+        assert float(told[name]["flicker_std"]) == pytest.approx(one[name], rel=1e-6)
+    assert told["difference"]["flicker_std"] == "higher" and told["ratio"]["verdict"] == found["verdict"]
+    equal = [float(told[name]["flicker_std_at_equal_motion"]) for name in ("ratio", "low", "high")]
+    assert equal == pytest.approx(found["flicker_std_at_equal_motion"], rel=1e-6)
+    assert float(rows[-3]["flicker_std"]) == pytest.approx(found["to_real"]["flicker_std"]["ratio"], rel=1e-6)
+    assert (found["config"]["inputs"], found["config"]["compare"], found["config"]["window"]) == (["a"], "b", 16)
     assert float(rows[0]["flicker_std"]) > 2 * float(rows[6]["flicker_std"])
     arrays = np.load("r.npz")
     assert arrays["a/metrics"].shape == (6, len(arrays["metrics"])) and arrays["b/hann"].shape == (6, 9)
@@ -318,6 +504,25 @@ def test_a_picture_of_a_single_video(call):
     folder("clip", video(0, 1, 0.03, **SMALL))
     assert call("analyze-fft", "clip", "-o", "r.png")[:2] == (0, "r.png\n")
     assert call("analyze-fft", latents("x.safetensors"), "-o", "l.png")[:2] == (0, "l.png\n")
+
+
+def test_panels_without_anything_to_draw_are_left_out():
+    config, one = AnalyzeConfig(inputs=["a"]), Measured(Video("x", "x"), 16, (8, 8), 16)
+    one.spectra = {kind: np.ones(9) for kind in ("author", "hann")}
+    names = [panel.__name__ for panel in analysis_report.panels_of(Analysis(config, {"a": [one]}))]
+    assert names == ["raw_spectrum", "sound_spectrum", "means"]
+    long = "/".join(["a-long-folder"] * 20) + "/clip.mp4"
+    said = analysis_report.shortened(long)
+    assert len(said) == 40 and said.endswith("/clip.mp4") and analysis_report.shortened("clip.mp4") == "clip.mp4"
+
+
+def test_a_person_sees_a_table_and_a_pipe_lines(call, monkeypatch):
+    folder("clip", video(0, 1, 0.03, **SMALL))
+    _, out, err = call("analyze-fft", "clip", "--metrics", "spectra")
+    assert "fft_highest\t" in out and "fft_highest" not in err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    _, out, err = call("analyze-fft", "clip", "--metrics", "spectra")
+    assert out == "" and "fft_highest" in err
 
 
 @pytest.mark.parametrize(
@@ -356,18 +561,28 @@ def test_videos_that_cannot_be_measured(call, refused):
     folder("mixed", still), Image.new("RGB", (60, 64)).save("mixed/000006.png")
     assert "short has 2 frames; 3 are needed" in refused("short")
     for name in ("black", "flat"):
-        assert f"{name} is not measurable: black or without texture" in refused(name)
+        for group in ((), ("--metrics", "spectra"), ("--metrics", "drift")):
+            assert f"{name} is not measurable: black or without texture" in refused(name, *group)
     assert "mixed: frame 6 is 60x64, the first 64x64" in refused("mixed")
     assert "missing: no such file" in refused("missing")
     Path("empty").mkdir()
     assert "no videos, pictures or latents" in refused("empty")
     Path("notes.mp4").write_text("a text")
+    folder("both/good", still), folder("both/black", 0 * still)
     assert "notes.mp4" in refused("notes.mp4")
     code, out, err = call("analyze-fft", "good", "black", "--json")  # one of two is left out, and said
     assert code == 0 and "black is not measurable, and left out" in err
     assert json.loads(out)["sets"]["a"]["videos"][1]["metrics"]["flicker_std"] is None
-    code, _, err = call("analyze-fft", "good", "black", "--fail-if", "flicker_std>0.5")
-    assert code == 3 and "not measurable" in err
+    assert (
+        json.loads(out)["sets"]["a"]["mean"]
+        == json.loads(call("analyze-fft", "good", "--json")[1])["sets"]["a"]["mean"]
+    )
+    code, _, err = call("analyze-fft", "good", "black", "--fail-if", "sharpness>0.5")
+    assert code == 3 and "--fail-if sharpness>0.5: black has no sharpness: black or without texture" in err
+    found = json.loads(call("analyze-fft", "good", "black", "--compare", "both", "--json")[1])
+    assert {one["pairs"] for one in found["comparison"].values()} == {1}
+    code, out, _ = call("analyze-fft", "good", "--real", "both", "--json")
+    assert json.loads(out)["to_real"]["flicker_std"]["ratio"] == 1  # one of the real ones alone is black
 
 
 def test_pairs_that_do_not_fit(refused):
@@ -379,6 +594,7 @@ def test_pairs_that_do_not_fit(refused):
     assert "a/2 without a partner" in refused("a", "--compare", "b")
     assert "a/2, c/3 without a partner" in refused("a", "--compare", "c")
     assert "cannot be told apart" in refused("d/x", "d/y", "--compare", "a")
+    assert "spectra of 5 frames: give --window 5" in refused("e/1", "--compare", "e/2")
     assert "e/2 has 5 frames, less than a spectrum of e/1: give --window 5" in refused("e")
     assert "a/1 is 64x64, f/1 64x48: make them alike, or give --resample" in refused("a", "--compare", "f")
     assert "a/1 is 64x64, f/1 64x48" in refused("a", "--real", "f")
@@ -405,6 +621,12 @@ OPTIONS = {
     ("--window", "x"): (2, "--window"),
     ("--output", "r.txt"): (3, "-o r.txt: a report is a file with the suffix .json"),
     ("--output", ".png"): (3, "-o .png"),
+    ("--output", ""): (3, "output is empty"),
+    ("--compare", ""): (3, "compare is empty"),
+    ("--real", ""): (3, "real is empty"),
+    ("",): (3, "inputs is empty"),
+    ("-o", "r.png", "-o", "./r.png"): (3, "is given twice"),
+    ("-", "--resample"): (3, "stdin is read once and cannot be resampled: write it to a file first"),
     ("--output", "missing/r.png"): (3, "folder missing does not exist"),
     ("--compare", "missing"): (3, "missing: no such file"),
     ("--real", "missing"): (3, "missing: no such file"),
@@ -431,10 +653,12 @@ def test_no_input(refused):
 
 
 def test_flow_metrics_are_the_ones_that_need_flow(call):
-    """Frames too small for flow have the others, and a reason."""
+    """Frames too small for flow have no figure but a reason, and others where these alone are asked for."""
     folder("tiny", video(0, 1, 0.02, frames=6, size=24)), folder("good", video(0, 1, 0.02, **SMALL))
     code, out, err = call("analyze-fft", "tiny", "good", "--json")
     one = json.loads(out)["sets"]["a"]["videos"][0]
     assert code == 0 and "too small for optical flow" in one["not_measurable"] and "left out" in err
     assert all(one["metrics"][name] is None for name in FLOW_METRICS)
-    assert one["metrics"]["sharpness"] > 0 and one["metrics"]["fft_highest"] > 0
+    assert set(one["metrics"].values()) == {None} and set(one["spectra"]["hann"]) == {None}
+    code, out, _ = call("analyze-fft", "tiny", "--metrics", "spectra", "--json")
+    assert code == 0 and json.loads(out)["sets"]["a"]["mean"]["fft_highest"] > 0

@@ -1,6 +1,7 @@
 """`vidlose evaluate`: distances with a floor, the names they may bear, and what is refused."""
 
 import csv
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tests.analysis.synthetic import video
 from vidlose.analysis import distances, extractors
 from vidlose.analysis.extractors import EXTRACTORS
 from vidlose.cli import main
+from vidlose.cli.console import Console
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -38,6 +40,13 @@ class Detector(torch.nn.Module):
             raise RuntimeError("not as FVD calls it")
         shades = torch.linspace(0, 1, 400)
         return torch.cos(3 * shades * x.mean() / 255 + 5 * shades * x.std() / 255)[None]
+
+
+class Doubled(torch.nn.Module):
+    """Other features, of the same width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * torch.stack([x.std(), x.mean(), x.amax()])[None]
 
 
 class Broken(torch.nn.Module):
@@ -110,7 +119,7 @@ def test_distances_with_a_floor(call):
         assert alike["value"] < apart["low"] < apart["value"] < apart["high"]
     events = [json.loads(line) for line in err.splitlines()]
     assert events[-1]["event"] == "done" and events[-1]["ok"] and events[-1]["frames"] == 160
-    assert "10 real clips: compare with the floor" in err
+    assert "10 real and 10 fake clips: compare with the floor" in err
 
 
 def test_the_numbers_are_the_librarys(call):
@@ -132,12 +141,67 @@ def test_the_numbers_are_the_librarys(call):
     np.testing.assert_allclose(real[0][0], plain.mean(), atol=5e-3)
 
 
-def test_only_an_i3d_gives_fvd(call):
-    code, out, err = call("evaluate", "real", "fake", "--extractor", "i3d.pt", *WORDS, "--json")
+def test_only_what_is_said_to_be_the_i3d_gives_fvd(call):
+    """And has its 400 numbers; other files of so many keep their names, and have no classes."""
+    code, out, err = call("evaluate", "real", "fake", "--extractor", "fvd=i3d.pt", *WORDS, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["distances"].keys() == {"fvd", "kvd"} and found["scores"].keys() == {"is_i3d"}
     assert 1 <= found["scores"]["is_i3d"]["fake"] < 400
+    plain = json.loads(call("evaluate", "real", "fake", "--extractor", "i3d.pt", *WORDS, "--json")[1])
+    assert plain["distances"].keys() == {"fd_i3d@8f", "kvd_i3d@8f"} and plain["scores"] == {}
+    assert plain["distances"]["fd_i3d@8f"] == found["distances"]["fvd"]
+
+
+def test_files_of_one_name_are_two_extractors(call):
+    """As many numbers each, and none of one's in the other's; the report says which is which."""
+    for folder_name, module in (("sub", Means()), ("sub2", Doubled())):
+        Path(folder_name).mkdir()
+        torch.jit.script(module).save(f"{folder_name}/feat.pt")
+    words = ["evaluate", "real", "fake", *WORDS, "--json", "--extractor"]
+    apart = [json.loads(call(*words, f"{name}/feat.pt")[1])["distances"] for name in ("sub", "sub2")]
+    found = json.loads(call(*words, "sub/feat.pt", "--extractor", "sub2/feat.pt")[1])
+    for name, one in (("feat", apart[0]), ("feat_2", apart[1])):
+        assert found["distances"][f"fd_{name}@8f224x224"] == one["fd_feat@8f224x224"]
+    assert [(one["name"], one["given"]) for one in found["extractors"]] == [
+        ("feat", "sub/feat.pt"),
+        ("feat_2", "sub2/feat.pt"),
+    ]
+    digest = hashlib.sha256(Path("sub2/feat.pt").read_bytes()).hexdigest()
+    assert found["extractors"][1]["sha256"] == digest
+    assert found["config"]["real"] == "real" and found["config"]["draws"] == 30
+
+
+def test_a_file_takes_no_packages_name(call):
+    Path("means.pt").rename("transnetv2.pt")
+    found = json.loads(call("evaluate", "real", "fake", "--extractor", "transnetv2.pt", *WORDS, "--json")[1])
+    assert "fd_transnetv2_file@8f224x224" in found["distances"]
+
+
+def test_few_videos_have_no_floor_to_compare_with(call):
+    for i in range(5):
+        folder(f"some/{i}", video(i, 1, 0, frames=8, size=32))
+    code, out, err = call("evaluate", "some", "fake", "--extractor", "means.pt", *WORDS)
+    assert code == 0 and "compare with the floor" not in err
+    assert "there is no floor: it needs 8 real and 4 fake videos, these are 5 and 10" in err
+
+
+def test_the_bootstrap_has_progress(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Console, "progress", lambda _, what, done, total: seen.append((what, done, total)))
+    assert call("evaluate", "real", "fake", "--extractor", "means.pt", *WORDS)[0] == 0
+    bars = [one for one in seen if one[0] == "bootstrap means"]
+    assert bars == [("bootstrap means", i, 120) for i in range(1, 121)]
+
+
+def test_a_person_sees_a_table_and_a_pipe_lines(call, monkeypatch):
+    """Never both."""
+    words = ["evaluate", "real", "fake", "--extractor", "means.pt", *WORDS]
+    _, out, err = call(*words)
+    assert "kvd_means@8f224x224\t" in out and "kvd_means" not in err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    _, out, err = call(*words)
+    assert out == "" and "kvd_means" in err
 
 
 def test_clips_and_reports(call):
@@ -205,6 +269,15 @@ REFUSED = {
     ("real", "fake", "--extractor", "means.pt", "--fail-if", "fvd"): "METRIC>NUMBER",
     ("real", "fake", "--extractor", "means.pt", "-o", "r.png"): "a report is a file with the suffix .json, .csv",
     ("real", "fake", "--extractor", "means.pt", "--draws", "1"): "--draws is 1",
+    ("real", "fake", "--extractor", "means.pt", "--extractor", "./means.pt"): "./means.pt is given twice",
+    ("real", "fake", "--extractor", "fvd=i3d.pt", "--extractor", "i3d.pt"): "i3d.pt is given twice",
+    ("real", "fake", "--extractor", "fvd=i3d.pt", "--extractor", "fvd=means.pt"): "there is one FVD",
+    ("real", "fake", "--extractor", "fvd=means.pt"): "gives 3 numbers a clip, and FVD's I3D 400",
+    ("real", "fake", "--extractor", "fvd=missing.pt"): "missing.pt: no such file",
+    ("real", "fake", "--extractor", ""): "extractor is empty",
+    ("", "fake"): "real is empty",
+    ("real", ""): "fake is empty",
+    ("real", "fake", "-o", "r.json", "-o", "./r.json"): "is given twice",
     ("real", "fake", "--extractor", "means.pt", "--frames", "0"): "--frames is 0",
     ("real", "fake", "--extractor", "means.pt", "--clips-per-video", "0"): "--clips-per-video is 0",
     ("real", "fake", "--extractor", "means.pt", "--seed", "-1"): "--seed is -1",

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Distance = Callable[[Array, Array], float]
+Tick = Callable[[], None]
+FLOOR_DRAWS = 100
+FEWEST = 4  # videos that are drawn from
 
 
 def frechet(real: Array, fake: Array) -> float:
@@ -89,28 +92,37 @@ class Estimate:
     at_floor_size: float | None = None
 
 
-def estimate_frechet(real: Array, fake: Array, videos: tuple[Array, Array], draws: int, seed: int) -> Estimate:
+def draws_of(videos: tuple[Array, Array], draws: int) -> int:
+    """How often an estimate calls its `tick`: at every draw, of the interval and of the floor."""
+    return (draws if _fewest(videos) >= FEWEST else 0) + (min(draws, FLOOR_DRAWS) if _half(videos) else 0)
+
+
+def estimate_frechet(
+    real: Array, fake: Array, videos: tuple[Array, Array], draws: int, seed: int, tick: Tick = lambda: None
+) -> Estimate:
     """With videos `[N]`, `[M]` that number the clips' videos. Percentiles about the value, not about the mean of the
     draws: what is drawn twice makes all of them larger."""
     rng = np.random.default_rng(seed)
     value = frechet(real, fake)
-    seen = [frechet(real[rows], fake[others]) for rows, others in _resamples(videos, draws, rng)]
+    seen = [frechet(real[rows], fake[others]) for rows, others in _resamples(videos, draws, rng, tick)]
     low, high = _ends(seen)
     if low is not None and high is not None:
         shift = value - float(np.mean(seen))
         low, high = max(0.0, low + shift), high + shift
-    return Estimate(value, low, high, *_floor(frechet, real, fake, videos, draws, rng))
+    return Estimate(value, low, high, *_floor(frechet, real, fake, videos, draws, rng, tick))
 
 
-def estimate_kvd(real: Array, fake: Array, videos: tuple[Array, Array], draws: int, seed: int) -> Estimate:
+def estimate_kvd(
+    real: Array, fake: Array, videos: tuple[Array, Array], draws: int, seed: int, tick: Tick = lambda: None
+) -> Estimate:
     """Percentiles; a clip that was drawn twice is not compared with itself, so the draws have no bias."""
     rng = np.random.default_rng(seed)
     within, other, between = kernel(real, real), kernel(fake, fake), kernel(real, fake)
     seen = [
         _discrepancy(within, other, between, _counts(rows, len(real)), _counts(others, len(fake)))
-        for rows, others in _resamples(videos, draws, rng)
+        for rows, others in _resamples(videos, draws, rng, tick)
     ]
-    return Estimate(kvd(real, fake), *_ends(seen), *_floor(kvd, real, fake, videos, draws, rng))
+    return Estimate(kvd(real, fake), *_ends(seen), *_floor(kvd, real, fake, videos, draws, rng, tick))
 
 
 def _ends(seen: list[float]) -> tuple[float | None, float | None]:
@@ -123,28 +135,46 @@ def _counts(rows: NDArray[np.int64], number: int) -> Array:
 
 
 def _resamples(
-    videos: tuple[Array, Array], draws: int, rng: np.random.Generator
+    videos: tuple[Array, Array], draws: int, rng: np.random.Generator, tick: Tick
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows of videos drawn with replacement, on both sides; nothing for fewer than 4 of one."""
     groups = [[np.flatnonzero(one == video) for video in np.unique(one)] for one in videos]
-    if min(map(len, groups)) < 4:
+    if _fewest(videos) < FEWEST:
         return
     for _ in range(draws):
+        tick()
         one, other = (np.concatenate([group[i] for i in rng.integers(len(group), size=len(group))]) for group in groups)
         if min(len(np.unique(one)), len(np.unique(other))) > 1:
             yield one, other
 
 
+def _fewest(videos: tuple[Array, Array]) -> int:
+    return min(len(np.unique(one)) for one in videos)
+
+
+def _half(videos: tuple[Array, Array]) -> int:
+    """Videos of a half of the real ones, as many as there are fake ones at most; 0 for fewer than 4."""
+    half = min(len(np.unique(videos[0])) // 2, len(np.unique(videos[1])))
+    return half if half >= FEWEST else 0
+
+
 def _floor(
-    distance: Distance, real: Array, fake: Array, videos: tuple[Array, Array], draws: int, rng: np.random.Generator
+    distance: Distance,
+    real: Array,
+    fake: Array,
+    videos: tuple[Array, Array],
+    draws: int,
+    rng: np.random.Generator,
+    tick: Tick,
 ) -> tuple[float | None, float | None, float | None]:
     """Between random halves of the real videos; and between one of those and as many fake ones."""
     ours, theirs = np.unique(videos[0]), np.unique(videos[1])
-    half = min(len(ours) // 2, len(theirs))
-    if half < 4:
+    half = _half(videos)
+    if not half:
         return None, None, None
     floors, values = [], []
-    for _ in range(min(draws, 100)):
+    for _ in range(min(draws, FLOOR_DRAWS)):
+        tick()
         mixed = rng.permutation(ours)
         one, other = (np.isin(videos[0], part) for part in (mixed[:half], mixed[half : 2 * half]))
         some = np.isin(videos[1], rng.permutation(theirs)[:half])

@@ -1,5 +1,6 @@
 """Networks that turn a clip into features: two that come with their weights as packages, and TorchScript files."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from vidlose.errors import InputError, pick
 Clip = NDArray[np.uint8]  # [F H W 3]
 INSTALL = "pip install 'vidlose[extractors]'"
 KINETICS = 400  # classes of the I3D that FVD is defined by
+FVD = "fvd="  # before a file: the user says that it is that I3D
 
 
 class Features(NamedTuple):
@@ -26,11 +28,13 @@ class Features(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """name: that of its distances; "" is FVD's own. size: width and height that clips are scaled to, as a word."""
+    """name: that of its distances. size: "WIDTHxHEIGHT" that clips are scaled to, "" where the network does it itself.
+    fvd: its distances are FVD's own."""
 
     name: str
     size: str
     extract: Callable[[Clip], Features]
+    fvd: bool = False
 
 
 def transnet(device: torch.device) -> Extractor:
@@ -72,8 +76,9 @@ def efficientnet(device: torch.device) -> Extractor:
     return Extractor("efficientnet-lite0", "224x224", extract)
 
 
-def scripted(path: str, device: torch.device, frames: int) -> Extractor:
-    """A TorchScript file. One that gives 400 numbers a clip is taken for FVD's I3D, another keeps its own name.
+def scripted(path: str, device: torch.device, frames: int, *, fvd: bool = False) -> Extractor:
+    """A TorchScript file, under its own name. Of `fvd` only it gives FVD: no width of features shows an I3D, but one
+    other than 400 shows that it is none.
 
     Called as StyleGAN-V's I3D is, (pixels 0..255, rescale, resize, return_features), where it takes these; else with
     `[1 3 F 224 224]` in -1..1. Raises InputError for what is no TorchScript, or gives no vector.
@@ -97,11 +102,16 @@ def scripted(path: str, device: torch.device, frames: int) -> Extractor:
     except Exception as error:  # whatever such a file does
         raise InputError(f"--extractor {path}: fails on a clip of {frames} frames: {_line(error)}") from None
 
+    if fvd and width != KINETICS:
+        raise InputError(f"--extractor {FVD}{path}: gives {width} numbers a clip, and FVD's I3D {KINETICS}")
+
     def extract(clip: Clip) -> Features:
         out = call(clip).flatten()
-        return Features(_vector(out), _vector(out.softmax(0)) if width == KINETICS else None)
+        return Features(_vector(out), _vector(out.softmax(0)) if fvd else None)
 
-    return Extractor("" if width == KINETICS else Path(path).stem, "224x224", extract)
+    stem = re.sub(r"[^\w.-]", "_", Path(path).stem)
+    name = "i3d" if fvd else f"{stem}_file" if stem in EXTRACTORS else stem
+    return Extractor(name, "" if "return_features" in named else "224x224", extract, fvd)
 
 
 EXTRACTORS: dict[str, tuple[str, Callable[[torch.device], Extractor]]] = {
@@ -115,11 +125,17 @@ def installed() -> list[str]:
     return [name for name, (package, _) in EXTRACTORS.items() if find_spec(package)]
 
 
+def file_of(name: str) -> Path | None:
+    """The TorchScript file that `--extractor NAME` means; None for one that comes as a package."""
+    path = name.removeprefix(FVD)
+    return Path(path) if path != name or path.endswith((".pt", ".pth", ".ts")) or Path(path).is_file() else None
+
+
 @torch.no_grad()
 def load(name: str, device: torch.device, frames: int = 16) -> Extractor:
     """By name, or from a TorchScript file, for clips of so many frames. Raises InputError."""
-    if name.endswith((".pt", ".pth", ".ts")) or Path(name).is_file():
-        return scripted(name, device, frames)
+    if path := file_of(name):
+        return scripted(str(path), device, frames, fvd=name.startswith(FVD))
     package, make = pick(EXTRACTORS, name, "extractor")
     if not find_spec(package):
         raise InputError(f"--extractor {name} is not installed: {INSTALL}, or give a TorchScript file")

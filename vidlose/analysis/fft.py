@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 Clip = NDArray[np.float32]
 
 BLOCK = 2**13  # pixels
+ROUNDING = 1e-6  # of the mean |value|: what fp32 leaves of a change that is none
 
 
 def author_spectrum(clip: Clip) -> Array:
@@ -66,6 +67,15 @@ def high_share(power: Array, frames: int) -> float | None:
     return float(power[np.arange(len(power)) >= frames / 4].sum() / whole) if whole > 0 else None
 
 
+def without_rounding(spectra: dict[str, Array], frames: int) -> dict[str, Array]:
+    """0 where a bin holds no more than fp32 makes of values that stay: powers are squares of magnitudes."""
+    least = ROUNDING * spectra["author"][0]
+    return {
+        kind: np.where(values > (least if kind == "author" else (least / frames) ** 2), values, 0.0)
+        for kind, values in spectra.items()
+    }
+
+
 def hann(frames: int) -> Array:
     """`[F]`, symmetric and without its zero ends: no frame is lost."""
     return np.sin(np.pi * np.arange(1, frames + 1) / (frames + 1)) ** 2
@@ -112,7 +122,7 @@ class Spectra:
         """By kind; the last window ends with the last frame."""
         if not self._windows or (self._seen - self._window) % self._hop:
             self._take()
-        return {kind: total / self._windows for kind, total in self._sums.items()}
+        return without_rounding({kind: total / self._windows for kind, total in self._sums.items()}, self.frames)
 
     @property
     def frames(self) -> int:

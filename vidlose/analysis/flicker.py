@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vidlose.analysis.drift import sharpness
+from vidlose.analysis.drift import ROUNDING, TEXTURE, UNSHARP, gradient, sharpness
 from vidlose.analysis.fft import hann_spectrum, high_share
 from vidlose.analysis.flow import SMALLEST, Flow, FlowPair, Grey, Mask, Picture, camera, targets, then, visible, warp
 
@@ -26,7 +26,8 @@ SHORTEST_PATH = 5
 HOP = 4
 COVERAGE = 0.5  # of the pixels that flow must hold for, over the video
 LEAST = 0.1  # and in a frame that is to count
-TEXTURE = (1 / 255) ** 2  # mean squared gradient that flow needs something to hold on to
+FLOOR = 2**0.5 * ROUNDING  # of flicker_std: rounding to 8 bits, and as much variance again from moving such frames
+UNTEXTURED = "black or without texture"
 VBENCH = {"dynamic": (0.05, 6.0, 4), "static": (0.02, 3.0, 2)}  # share of pixels, speed at 256, pairs of 16 frames
 
 METRICS = {
@@ -44,10 +45,22 @@ METRICS = {
     "camera_share": "camera motion by the sum of both",
     "sharpness": "variance of the Laplacian",
     "vbench_temporal_flickering": "VBench's (255 - mean absolute change) / 255; of a static video alone",
+    "texture": "mean squared gradient",
     "vbench_static": "is the video one, by VBench's filter with this flow?",
     "jerk_ratio": "second differences by first, squared; secondary, as fast motion raises it too; white: 3",
 }
-FLOW_METRICS = tuple(name for name in METRICS if name not in ("sharpness", "vbench_temporal_flickering", "jerk_ratio"))
+# What is added to a figure before its logarithm is taken: zero is a figure too. Of the deviations in squares.
+FLOORS = {
+    "flicker_std": FLOOR,
+    "flicker_typical": FLOOR,
+    "mc3": WHITE * FLOOR**2,
+    "e_warp": 2 * FLOOR**2,
+    "flow": 0.01,
+    "camera_motion": 0.01,
+    "object_motion": 0.01,
+    "sharpness": UNSHARP,
+}
+FLOW_METRICS = tuple(name for name in METRICS if name not in ("sharpness", "texture", "jerk_ratio"))
 
 
 @dataclass
@@ -113,7 +126,7 @@ class Flicker:
     def _without_flow(self, grey: Grey) -> None:
         frames = self._colours
         self._sharp.add(sharpness(grey))
-        self._texture.add(_gradient(grey))
+        self._texture.add(gradient(grey))
         if len(frames) > 1:
             self._change.add(cv2.norm(frames[-1], frames[-2], cv2.NORM_L1) / frames[-1].size)
             self._steps_squared.add(cv2.norm(frames[-1], frames[-2], cv2.NORM_L2SQR) / frames[-1].size)
@@ -211,14 +224,15 @@ class Flicker:
         found: dict[str, float | None] = {
             "sharpness": self._sharp.value,
             "jerk_ratio": self._jerk.value / squares if squares and self._jerk.value is not None else None,
-            "vbench_temporal_flickering": 1 - self._change.value / 255 if self._change.value is not None else None,
+            "texture": self._texture.value,
         }
         if self.why_not():
             return found
         mc3, texture = self._mc3.value or 0.0, self._texture.value or 0.0
         paths = self.path_spectrum()
         moving, still = self._speed.value or 0.0, (self._camera.value or 0.0) + (self._object.value or 0.0)
-        needed = {name: max(1, round(count * self._seen / 16)) for name, (_, _, count) in VBENCH.items()}
+        dynamic, static = (count * self._seen / 16 for _, _, count in VBENCH.values())
+        is_static = self._fast["static"] <= round(static)
         return {
             "flicker_std": float(np.sqrt(mc3 / WHITE)),
             "flicker_typical": float(np.sqrt((self._typical.value or 0.0) / WHITE)),
@@ -228,11 +242,12 @@ class Flicker:
             "trajectory_high_share": None if paths is None else high_share(paths, self.path_frames),
             "coverage": self._coverage.value,
             "flow": moving,
-            "dynamic_degree_flow": float(self._fast["dynamic"] >= needed["dynamic"]),
+            "dynamic_degree_flow": float(self._fast["dynamic"] >= dynamic),
             "camera_motion": self._camera.value,
             "object_motion": self._object.value,
-            "camera_share": (self._camera.value or 0.0) / still if still else None,
-            "vbench_static": float(self._fast["static"] <= needed["static"]),
+            "camera_share": (self._camera.value or 0.0) / still if still > FLOORS["flow"] else None,
+            "vbench_static": float(is_static),
+            "vbench_temporal_flickering": 1 - (self._change.value or 0) / 255 if is_static else None,
             **found,
         }
 
@@ -242,19 +257,13 @@ class Flicker:
         if not self._flow:
             return f"frames of {self._size[1]}x{self._size[0]} are too small for optical flow"
         if (self._texture.value or 0) < TEXTURE:
-            return "black or without texture, so that no flow can be seen"
+            return UNTEXTURED
         coverage = self._coverage.value or 0
         return None if coverage >= COVERAGE else f"the flow holds on {100 * coverage:.0f} % of the pixels alone"
 
 
 def _grey(frame: Frame) -> Grey:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-
-
-def _gradient(grey: Grey) -> float:
-    """Mean squared gradient, of values 0..1 a pixel."""
-    x, y = (cv2.Sobel(grey, cv2.CV_32F, *way, ksize=1, scale=0.5 / 255) for way in ((1, 0), (0, 1)))
-    return (cv2.norm(x, cv2.NORM_L2SQR) + cv2.norm(y, cv2.NORM_L2SQR)) / grey.size
 
 
 def _residual(one: Picture, other: Picture, seen: Mask) -> float | None:

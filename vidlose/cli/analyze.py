@@ -40,7 +40,7 @@ def analyze_fft(
         option("--metrics", help="Only spectra, flicker or drift; repeatable.", show_default="all"),
     ] = None,
     resample: Annotated[
-        bool, option("--resample", help="Bring pairs to the smaller size and the lower frame rate.")
+        bool, option("--resample", help="Bring pairs to the smaller size, lower frame rate and shorter time.")
     ] = AnalyzeConfig.resample,
     overwrite: options.Overwrite = AnalyzeConfig.overwrite,
     json: Annotated[bool, option("--json", help="The result as one JSON object on stdout; events on stderr.")] = False,
@@ -57,13 +57,13 @@ def analyze_fft(
     found, failure = analyze.analyze(resolved, context.obj)
     if json:
         context.obj.result(analysis_report.dumped(analyze.as_json(found)))
-    elif resolved.output:
-        context.obj.result(*resolved.output)
-    elif not sys.stdout.isatty():
+    elif not sys.stdout.isatty() and not resolved.output:
         context.obj.result(*analysis_report.lines(found))
-    if not json:
+    else:
+        context.obj.result(*resolved.output)
         title, columns, rows = analysis_report.table(found)
         context.obj.say(title)
-        context.obj.table(columns, rows)
+        if sys.stdout.isatty():
+            context.obj.table(columns, rows)
     if failure:
         raise InputError(failure)

@@ -53,7 +53,7 @@ class Console:
         elif name == "done":
             rate = fields.get("frames_per_second", fields["frames"] / max(fields["seconds"], 1e-9))
             self.say(
-                f"{fields['frames']} frames in {fields['seconds']:.1f} s, seed {fields['seed']}"
+                f"{fields['frames']} frames in {fields['seconds']:.1f} s{f", seed {fields['seed']}" if 'seed' in fields else ''}"
                 f" ({rate:.2f} frames/s, peak {fields['peak_gib']:.2f} GiB)"
             )
         elif name == "video" and fields["of"] > 1:

@@ -19,8 +19,8 @@ def evaluate(
         list[str] | None,
         option(
             "--extractor",
-            help="transnetv2 (what happens in time), efficientnet-lite0 (what frames look like), or a TorchScript "
-            "FILE.pt, called FVD if it is an I3D; repeatable.",
+            help="transnetv2 (what happens in time), efficientnet-lite0 (what frames look like), a TorchScript "
+            "FILE.pt, or fvd=FILE.pt for the I3D that FVD is defined by; repeatable.",
             show_default="all installed",
         ),
     ] = None,
@@ -43,7 +43,7 @@ def evaluate(
 ) -> None:
     """Measure how far generated videos are from real ones, with the distance of real ones among themselves.
 
-    vidlose evaluate clips/ out/ --extractor i3d_torchscript.pt
+    vidlose evaluate clips/ out/ --extractor fvd=i3d_torchscript.pt
     """
     context.obj.json = json
     resolved = EvaluateConfig(**options.given(context, names(EvaluateConfig)))
@@ -53,10 +53,11 @@ def evaluate(
     found, failure = recipe.evaluate(resolved, context.obj)
     if json:
         context.obj.result(analysis_report.dumped(recipe.as_json(found)))
-    elif resolved.output:
-        context.obj.result(*resolved.output)
-    elif not sys.stdout.isatty():
+    elif not sys.stdout.isatty() and not resolved.output:
         context.obj.result(*recipe.lines(found))
-    context.obj.table(*recipe.table(found))
+    else:
+        context.obj.result(*resolved.output)
+        if sys.stdout.isatty():
+            context.obj.table(*recipe.table(found))
     if failure:
         raise InputError(failure)

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 
 from vidlose.analysis.drift import BLOCK
 from vidlose.analysis.fft import frequencies
-from vidlose.analysis.statistics import FEWEST, bca, cluster_means
+from vidlose.analysis.flicker import WHITE
+from vidlose.analysis.statistics import FEWEST, cluster_means
+from vidlose.analysis.statistics import interval as interval_of
 from vidlose.io.files import write_atomic
-from vidlose.recipes.analyze import METRICS, Analysis, Measured, as_json
+from vidlose.recipes.analyze import EQUAL_MOTION, METRICS, Analysis, Measured, as_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
+Panel = Callable[["Axes", Analysis], None]
 
 COLOURS = {"a": "#d1495b", "b": "#30638e", "real": "#8a8d91"}
 LABELS = {"a": "A", "b": "B", "real": "real"}
@@ -71,6 +75,10 @@ def table(found: Analysis) -> tuple[str, list[str], list[list[str]]]:
             ratio, low, high = found.to_real.get(metric, (None, None, None))
             row += [short(ratio), interval(low, high)]
         rows.append(row)
+    if found.equal_motion:
+        at, low, high = found.equal_motion
+        row = [EQUAL_MOTION, *[""] * len(names), short(at), interval(low, high)]
+        rows.append(row + [""] * (len(columns) - len(row)))
     counts = ", ".join(f"{LABELS[name]}: {len(measured)}" for name, measured in found.sets.items())
     return f"videos: {counts}" + (f". {found.verdict}" if found.verdict else ""), columns, rows
 
@@ -98,16 +106,26 @@ def _json(found: Analysis) -> bytes:
 
 
 def _csv(found: Analysis) -> bytes:
-    """A row a video."""
+    """A row a video; then those of A by B, and of A by the real ones: ratio, ends of its interval and so on."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "name", "source", "prompt", "seed", "frames", "not_measurable", *METRICS])
+    head = ["set", "name", "source", "prompt", "seed", "frames", "not_measurable"]
+    told = {EQUAL_MOTION: "", "verdict": ""} if found.verdict else {}
+    writer.writerow([*head, *METRICS, *told])
     for name, measured in found.sets.items():
         for one in measured:
             video = one.video
             values = [one.metrics.get(metric) for metric in METRICS]
-            head = [name, video.name, video.source, video.prompt, video.seed, one.frames, one.why_not]
-            writer.writerow(head + ["" if value is None else f"{value:.8g}" for value in values])
+            facts = [name, video.name, video.source, video.prompt, video.seed, one.frames, one.why_not]
+            writer.writerow([*facts, *map(_cell, values), *told.values()])
+    for what in ("ratio", "low", "high", "p", "difference", "pairs", "prompts", "needed") if found.verdict else ():
+        values = [getattr(found.comparison.get(metric), what, None) for metric in METRICS]
+        equal = dict(zip(("ratio", "low", "high"), found.equal_motion or (), strict=False)).get(what)
+        said = found.verdict if what == "ratio" else ""
+        writer.writerow(["a/b", what, *[""] * 5, *map(_cell, [*values, equal]), said])
+    for i, what in enumerate(("ratio", "low", "high") if found.to_real else ()):
+        values = [found.to_real.get(metric, (None, None, None))[i] for metric in METRICS]
+        writer.writerow(["a/real", what, *[""] * 5, *map(_cell, values), *told.values()])
     return text.getvalue().encode()
 
 
@@ -128,6 +146,10 @@ def _npz(found: Analysis) -> bytes:
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)
     return data.getvalue()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None) -> float:
@@ -162,27 +184,21 @@ def _png(found: Analysis) -> bytes:
         "lines.linewidth": 1.6,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(12, 7.4), layout="constrained")
+        panels = panels_of(found)
+        rows = 1 if len(panels) <= 3 else 2
+        columns = math.ceil(len(panels) / rows)
+        figure = Figure(figsize=(4 * columns if columns > 1 else 6, 3.7 * rows), layout="constrained")
         FigureCanvasAgg(figure)
-        places = figure.subplots(2, 3)
-        panels: Sequence[Callable[[Axes, Analysis], None]] = (
-            raw_spectrum,
-            sound_spectrum,
-            bin_ratios,
-            motion_and_flicker,
-            drift_curves,
-            ratios,
-        )
-        for axes, panel in zip(places.flat, panels, strict=True):
+        places = [figure.add_subplot(rows, columns, i + 1) for i in range(len(panels))]
+        for axes, panel in zip(places, panels, strict=True):
             panel(axes, found)
         handles = {
-            label: handle
-            for axes in places.flat
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles) or 1)
         title = " against ".join(_described(found, name) for name in ("a", "b") if name in found.sets)
-        figure.suptitle(f"{title}\n{found.verdict or ''}".rstrip(), x=0.01, ha="left", fontsize=11)
+        words = textwrap.wrap(found.verdict or "", 50 * columns)
+        figure.suptitle("\n".join([title, *words]), x=0.01, ha="left", fontsize=11)
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=110, metadata={"Software": "vidlose"})
     return data.getvalue()
@@ -190,8 +206,29 @@ def _png(found: Analysis) -> bytes:
 
 def _described(found: Analysis, name: str) -> str:
     measured = found.sets[name]
-    what = measured[0].video.said if len(measured) == 1 else f"{len(measured)} videos"
+    what = shortened(measured[0].video.said) if len(measured) == 1 else f"{len(measured)} videos"
     return f"{LABELS[name]}: {what}" if "b" in found.sets else what
+
+
+def shortened(path: str, most: int = 40) -> str:
+    """The end of a long one, which tells more than its beginning."""
+    return path if len(path) <= most else f"\u2026{path[1 - most :]}"
+
+
+def panels_of(found: Analysis) -> list["Panel"]:
+    """Those that there is something to draw in."""
+    good = [one for name in found.sets for one in found.good(name)]
+    drawn: list[tuple[Panel, bool]] = [
+        (raw_spectrum, any(one.spectra for one in good)),
+        (sound_spectrum, any(one.spectra or one.paths is not None for one in good)),
+        (bin_ratios, bool(found.bins)),
+        (over_time, not found.bins and any(one.residual for one in good)),
+        (motion_and_flicker, any("flow" in one.metrics for one in good)),
+        (drift_curves, any(len(one.blocks) > 1 for one in good)),
+        (ratios, any(metric in found.comparison for metric in SHOWN)),
+        (means, not found.comparison),
+    ]
+    return [panel for panel, there in drawn if there] or [means]
 
 
 def raw_spectrum(axes: "Axes", found: Analysis) -> None:
@@ -210,8 +247,8 @@ def sound_spectrum(axes: "Axes", found: Analysis) -> None:
 def _spectra(axes: "Axes", found: Analysis, kind: str) -> None:
     """Geometric means over prompts, with intervals."""
     axes.set(yscale="log", xlabel="cycles a frame")
-    for name, measured in found.sets.items():
-        kept = [one for one in measured if _spectrum(one, kind) is not None]
+    for name in found.sets:
+        kept = [one for one in found.good(name) if _spectrum(one, kind) is not None]
         kept = [one for one in kept if kind != "paths" or one.path_frames == kept[0].path_frames]
         if not kept:
             continue
@@ -225,7 +262,7 @@ def _spectra(axes: "Axes", found: Analysis, kind: str) -> None:
             shown[0] = False
         axes.plot(at[shown], np.exp(logs.mean(0))[shown], "o-", ms=3.5, color=COLOURS[name], label=LABELS[name])
         if len(logs) >= FEWEST:
-            ends = np.exp([bca(logs[:, k]) for k in np.flatnonzero(shown)]).T
+            ends = np.exp([interval_of(logs[:, k]) for k in np.flatnonzero(shown)]).T
             axes.fill_between(at[shown], *ends, color=COLOURS[name], alpha=0.2, linewidth=0)
 
 
@@ -234,10 +271,7 @@ def _spectrum(one: Measured, kind: str) -> Array | None:
 
 
 def bin_ratios(axes: "Axes", found: Analysis) -> None:
-    """A by B, bin by bin; without B the change of power in time is shown instead."""
-    if not found.bins:
-        over_time(axes, found)
-        return
+    """A by B, bin by bin."""
     window = found.sets["a"][0].window
     axes.axhline(1, color=INK, linewidth=0.8)
     for kind, colour, said in (("author", "#e0a458", "raw |FFT|"), ("hann", "#5b8e7d", "Hann power")):
@@ -252,12 +286,13 @@ def bin_ratios(axes: "Axes", found: Analysis) -> None:
 
 def over_time(axes: "Axes", found: Analysis) -> None:
     """Flicker frame by frame."""
-    for name, measured in found.sets.items():
-        kept = [one for one in measured if one.residual and not one.why_not][:MANY]
+    for name in found.sets:
+        kept = [one for one in found.good(name) if one.residual][:MANY]
         for i, one in enumerate(kept):
             times = np.arange(1, len(one.residual) + 1)
             label = LABELS[name] if not i else None
-            axes.plot(times, np.sqrt(np.array(one.residual) / 1.5), color=COLOURS[name], lw=0.8, alpha=0.7, label=label)
+            values = np.sqrt(np.array(one.residual) / WHITE)
+            axes.plot(times, values, color=COLOURS[name], lw=0.8, alpha=0.7, label=label)
     axes.set(title="flicker frame by frame", xlabel="frame", ylabel="flicker_std", ylim=(0, None))
 
 
@@ -265,12 +300,11 @@ def motion_and_flicker(axes: "Axes", found: Analysis) -> None:
     """A point a video; lines between pairs."""
     axes.set(title="motion against flicker", xlabel="mean flow, pixels a frame", ylabel="flicker_std")
     if "b" in found.sets:
-        for one, other in zip(found.sets["a"], found.sets["b"], strict=True):
-            if not one.why_not and not other.why_not and "flow" in one.metrics:
-                flow, std = ([_number(m.metrics[name]) for m in (one, other)] for name in ("flow", "flicker_std"))
-                axes.plot(flow, std, color=PALE, linewidth=0.8, zorder=1)
-    for name, measured in reversed(found.sets.items()):
-        kept = [one for one in measured if "flow" in one.metrics]
+        for pair in found.pairs():
+            flow, std = ([_number(one.metrics[name]) for one in pair] for name in ("flow", "flicker_std"))
+            axes.plot(flow, std, color=PALE, linewidth=0.8, zorder=1)
+    for name in reversed(found.sets):
+        kept = found.good(name)
         flow, std = ([_number(one.metrics[metric]) for one in kept] for metric in ("flow", "flicker_std"))
         axes.scatter(flow, std, s=22, color=COLOURS[name], label=LABELS[name], zorder=2, linewidth=0)
     axes.set_xlim(left=0)
@@ -278,59 +312,58 @@ def motion_and_flicker(axes: "Axes", found: Analysis) -> None:
 
 
 def drift_curves(axes: "Axes", found: Analysis) -> None:
-    """Features of every block against the first: every video thin, their mean thick."""
-    axes.set(title="drift from the first 16 frames", xlabel="frame", ylabel="feature distance")
-    drawn = False
+    """Features of every block against the first: every video thin; thick their mean, as far as all of them go."""
+    axes.set(title=f"drift from the first {BLOCK} frames", xlabel="frame", ylabel="feature distance")
     for name, measured in found.sets.items():
         curves = [[block.features for block in one.blocks] for one in measured if len(one.blocks) > 1]
         if not curves:
             continue
-        drawn = True
         for curve in curves[:MANY]:
             axes.plot(np.arange(len(curve)) * BLOCK, curve, color=COLOURS[name], lw=0.6, alpha=0.35)
-        length = max(map(len, curves))
-        mean = [np.mean([curve[i] for curve in curves if len(curve) > i]) for i in range(length)]
+        length = min(map(len, curves))
+        mean = np.mean([curve[:length] for curve in curves], axis=0)
         axes.plot(np.arange(length) * BLOCK, mean, "o-", ms=3.5, color=COLOURS[name], label=LABELS[name])
-    if not drawn:
-        _say(axes, "videos of 32 frames or more\nhave a curve here")
+
+
+def means(axes: "Axes", found: Analysis) -> None:
+    """The figures of A."""
+    figures = [(TITLES.get(m, m), short(found.mean("a", m))) for m in METRICS if found.mean("a", m) is not None]
+    axes.axis("off")
+    axes.set_title("means")
+    for i, (title, figure) in enumerate(figures):
+        axes.text(0, 0.97 - 0.045 * i, title, transform=axes.transAxes, va="top", fontsize=8)
+        axes.text(0.98, 0.97 - 0.045 * i, figure, transform=axes.transAxes, va="top", ha="right", fontsize=8)
 
 
 def ratios(axes: "Axes", found: Analysis) -> None:
-    """A by B of the main figures, with intervals; or the figures of A alone."""
-    shown = [metric for metric in SHOWN if metric in found.comparison]
-    if not shown:
-        rows = [(TITLES.get(m, m), short(found.mean("a", m))) for m in METRICS if found.mean("a", m) is not None]
-        axes.axis("off")
-        axes.set_title("means")
-        for i, (title, value) in enumerate(rows):
-            axes.text(0, 0.97 - 0.052 * i, title, transform=axes.transAxes, va="top", fontsize=8)
-            axes.text(0.98, 0.97 - 0.052 * i, value, transform=axes.transAxes, va="top", ha="right", fontsize=8)
-        return
+    """A by B of the main figures, with intervals."""
+    rows: list[tuple[str, float, float | None, float | None, bool]] = []
+    for metric in SHOWN:
+        if one := found.comparison.get(metric):
+            rows.append((TITLES[metric], one.ratio, one.low, one.high, one.difference is not None))
+        if metric == "flicker_std" and found.equal_motion:
+            at, lowest, highest = found.equal_motion
+            rows.append(("at equal motion", at, lowest, highest, not lowest <= 1 <= highest))
     axes.axvline(1, color=INK, linewidth=0.8)
-    for place, metric in enumerate(reversed(shown)):
-        one = found.comparison[metric]
-        colour = COLOURS["a"] if one.difference else INK
-        if one.low is not None and one.high is not None:
-            axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
-        axes.plot([one.ratio], [place], "o", color=colour, ms=6)
-    axes.set(title="A / B, 95 %", xscale="log", ylim=(-0.6, len(shown) - 0.4))
-    axes.set_yticks(range(len(shown)), [TITLES[metric] for metric in reversed(shown)])
+    for place, (_, ratio, low, high, told) in enumerate(reversed(rows)):
+        colour = COLOURS["a"] if told else INK
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+        axes.plot([ratio], [place], "o", color=colour, ms=6)
+    axes.set(title="A / B, 95 %", xscale="log", ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(range(len(rows)), [title for title, *_ in reversed(rows)])
     _plain(axes, "x")
 
 
 def _plain(axes: "Axes", which: str) -> None:
     """Ratios as 0.8, 1, 1.5, not as powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
     axis.set_minor_locator(NullLocator())
-
-
-def _say(axes: "Axes", text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#8a8d91")
-    axes.set(xticks=[], yticks=[])
 
 
 WRITERS: dict[str, Callable[[Analysis], bytes]] = {".json": _json, ".csv": _csv, ".npz": _npz, ".png": _png}

@@ -1,12 +1,13 @@
 """`vidlose evaluate`: distances between features of real and of generated videos, with a floor and intervals."""
 
 import csv
+import hashlib
 import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vidlose import __version__
 from vidlose.analysis import extractors
-from vidlose.analysis.distances import Estimate, estimate_frechet, estimate_kvd, inception_score
+from vidlose.analysis.distances import FEWEST, Estimate, draws_of, estimate_frechet, estimate_kvd, inception_score
 from vidlose.analysis.extractors import Extractor
 from vidlose.config import EvaluateConfig
 from vidlose.errors import InputError
@@ -33,7 +34,8 @@ USUAL = 2048  # clips that published figures are of
 
 @dataclass
 class Clips:
-    """Features `[N D]` and probabilities `[N K]` of one set by extractor, and the number of each clip's video `[N]`."""
+    """Features `[N D]` and probabilities `[N K]` of one set by extractor, the number of each clip's video `[N]`,
+    and the width and height that all clips have."""
 
     features: dict[str, list[Array]] = field(default_factory=dict)
     probabilities: dict[str, list[Array]] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def evaluate(config: EvaluateConfig, report: Reporter) -> tuple[Evaluation, str 
     chosen = config.extractor or extractors.installed()
     if not chosen:
         raise InputError(f"no extractor is installed: {extractors.INSTALL}, or give --extractor FILE.pt")
-    loaded = [extractors.load(name, on, config.frames) for name in dict.fromkeys(chosen)]
+    loaded = load(chosen, on, config.frames)
     check_names(config, loaded)
     with memory_errors("try --device cpu, or fewer --frames"):
         clips = {name: read(videos, loaded, config, report, name) for name, videos in sets.items()}
@@ -69,12 +71,10 @@ def evaluate(config: EvaluateConfig, report: Reporter) -> tuple[Evaluation, str 
             raise InputError(f"{getattr(config, name)} gives {len(one.videos)} clip; a distance needs 2 of each")
     if clips["real"].size != clips["fake"].size:
         report.say(f"real is {_by(clips['real'])}, fake {_by(clips['fake'])}: sizes alone make a distance")
-    found = Evaluation({}, {}, _facts(config, clips))
+    found = Evaluation({}, {}, _facts(config, clips) | {"extractors": _described(chosen, loaded)})
     for extractor in loaded:
-        distances(extractor, clips, config, found)
-    for name, one in clips.items():
-        if len(one.videos) < USUAL:
-            report.say(f"{len(one.videos)} {name} clips: compare with the floor, not with published figures")
+        distances(extractor, clips, config, found, report)
+    advise(clips, found, report)
     for output in config.output:
         write_atomic(Path(output), (_csv if output.lower().endswith(".csv") else _json)(found))
     seconds, peak = round(time.monotonic() - began, 3), round(peak_memory(on), 3)
@@ -83,8 +83,56 @@ def evaluate(config: EvaluateConfig, report: Reporter) -> tuple[Evaluation, str 
     return found, failure(config, found)
 
 
+def load(chosen: Sequence[str], on: torch.device, frames: int) -> list[Extractor]:
+    """Each under a name of its own. Raises InputError for one that is given twice, and for two FVDs."""
+    files = [extractors.file_of(name) for name in chosen]
+    means = [str(file.resolve()) if file else name for name, file in zip(chosen, files, strict=True)]
+    if twice := [name for name, what in zip(chosen, means, strict=True) if means.count(what) > 1]:
+        raise InputError(f"--extractor {twice[-1]} is given twice")
+    if len([name for name in chosen if name.startswith(extractors.FVD)]) > 1:
+        raise InputError(f"--extractor {extractors.FVD}FILE is given twice: there is one FVD")
+    loaded: list[Extractor] = []
+    for name in chosen:
+        one = extractors.load(name, on, frames)
+        taken, number, plain = {other.name for other in loaded}, 1, one.name
+        while one.name in taken:
+            number += 1
+            one = one._replace(name=f"{plain}_{number}")
+        loaded.append(one)
+    return loaded
+
+
+def _described(chosen: Sequence[str], loaded: Sequence[Extractor]) -> list[dict[str, str | None]]:
+    """What each name stands for."""
+    told: list[dict[str, str | None]] = []
+    for name, one in zip(chosen, loaded, strict=True):
+        file = extractors.file_of(name)
+        told.append({"name": one.name, "given": name, "sha256": _hash(file) if file else None})
+    return told
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def advise(clips: dict[str, Clips], found: Evaluation, report: Reporter) -> None:
+    """What few clips may be compared with."""
+    few = [f"{len(one.videos)} {name}" for name, one in clips.items() if len(one.videos) < USUAL]
+    if not few:
+        return
+    if all(one.floor is not None for one in found.distances.values()):
+        report.say(f"{' and '.join(few)} clips: compare with the floor, not with published figures")
+    else:
+        real, fake = (len(set(clips[name].videos)) for name in ("real", "fake"))
+        report.say(
+            f"{' and '.join(few)} clips: not to be compared with published figures; and there is no floor: it needs"
+            f" {2 * FEWEST} real and {FEWEST} fake videos, these are {real} and {fake}"
+        )
+
+
 def _videos(source: str, report: Reporter) -> list[Video]:
-    videos = find([source])
+    videos = find([source], report.say)
     if any(video.latents for video in videos):
         raise InputError(f"{source} holds latents, and features are of pixels: decode them")
     return videos
@@ -96,7 +144,7 @@ def read(
     """Features of the first clips of every video, one video in memory at a time. Raises InputError for a short one."""
     found = Clips()
     for i, video in enumerate(videos):
-        count = 0
+        number = 0
         for clip in clips_of(video, config.frames, config.clips_per_video):
             size = (clip.shape[2], clip.shape[1])
             found.size = found.size or size
@@ -106,16 +154,16 @@ def read(
                 with torch.no_grad():
                     features = extractor.extract(clip)
                 if not np.isfinite(features.vector).all():
-                    raise InputError(f"the extractor {extractor.name or 'I3D'} gives NaN or infinity for {video.said}")
+                    raise InputError(f"the extractor {extractor.name} gives NaN or infinity for {video.said}")
                 found.features.setdefault(extractor.name, []).append(features.vector)
                 if features.probabilities is not None:
                     found.probabilities.setdefault(extractor.name, []).append(features.probabilities)
             found.videos.append(i)
-            count += 1
-        if not count:
+            number += 1
+        if not number:
             raise InputError(f"{video.said} has fewer than {config.frames} frames: give --frames")
         report.progress(name, i + 1, len(videos))
-        report.event("measured", set=name, i=i, of=len(videos), video=video.name, clips=count)
+        report.event("measured", set=name, i=i, of=len(videos), video=video.name, clips=number)
     return found
 
 
@@ -129,13 +177,20 @@ def clips_of(video: Video, frames: int, most: int) -> Iterator[NDArray[np.uint8]
             yield np.stack(clip)
 
 
-def distances(extractor: Extractor, clips: dict[str, Clips], config: EvaluateConfig, found: Evaluation) -> None:
+def distances(
+    extractor: Extractor, clips: dict[str, Clips], config: EvaluateConfig, found: Evaluation, report: Reporter
+) -> None:
     """Fills in what one extractor tells."""
     real, fake = (np.stack(clips[name].features[extractor.name]) for name in ("real", "fake"))
     videos = np.array(clips["real"].videos, np.float64), np.array(clips["fake"].videos, np.float64)
     frechet, kvd, score = names_of(extractor, config.frames)
-    found.distances[frechet] = estimate_frechet(real, fake, videos, config.draws, config.seed)
-    found.distances[kvd] = estimate_kvd(real, fake, videos, config.draws, config.seed)
+    total, done = 2 * draws_of(videos, config.draws), count(1)
+
+    def tick() -> None:
+        report.progress(f"bootstrap {extractor.name}", next(done), total)
+
+    found.distances[frechet] = estimate_frechet(real, fake, videos, config.draws, config.seed, tick)
+    found.distances[kvd] = estimate_kvd(real, fake, videos, config.draws, config.seed, tick)
     if extractor.name in clips["fake"].probabilities:
         ours, theirs = (np.stack(clips[name].probabilities[extractor.name]) for name in ("fake", "real"))
         found.scores[score] = inception_score(ours), inception_score(theirs)
@@ -143,7 +198,7 @@ def distances(extractor: Extractor, clips: dict[str, Clips], config: EvaluateCon
 
 def names_of(extractor: Extractor, frames: int) -> tuple[str, str, str]:
     """Of its Frechet distance, kernel distance and score: fvd and kvd of an I3D alone."""
-    if not extractor.name:
+    if extractor.fvd:
         return "fvd", "kvd", "is_i3d"
     label = f"{extractor.name}@{frames}f{extractor.size}"
     return f"fd_{label}", f"kvd_{label}", f"is_{label}"
@@ -171,7 +226,7 @@ def failure(config: EvaluateConfig, found: Evaluation) -> str | None:
 
 
 def _facts(config: EvaluateConfig, clips: dict[str, Clips]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"frames": config.frames, "draws": config.draws, "seed": config.seed}
+    facts: dict[str, Any] = {"config": asdict(config)}
     for name, one in clips.items():
         facts[name] = {
             "source": getattr(config, name),

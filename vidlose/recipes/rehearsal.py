@@ -30,7 +30,7 @@ def list_params(plan: Plan) -> list[str]:
 
 
 def dry_run(run: Run) -> list[str]:
-    """A step, after one to warm up, that leaves nothing behind: its time and memory, the time of the whole, and what would be saved."""
+    """A step, after one to warm up, that leaves nothing behind: its time and memory, and what would be saved."""
     plan, config = run.plan, run.plan.config
     coming = run.batches(0)
     run.trainer.step(next(coming))
