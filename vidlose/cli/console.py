@@ -52,8 +52,9 @@ class Console:
             self.say(f"step {fields['step']}: held-out mse {fields['mse']:.4g}, diff {fields['diff']:.4g}")
         elif name == "done":
             rate = fields.get("frames_per_second", fields["frames"] / max(fields["seconds"], 1e-9))
+            seed = f", seed {fields['seed']}" if "seed" in fields else ""
             self.say(
-                f"{fields['frames']} frames in {fields['seconds']:.1f} s{f", seed {fields['seed']}" if 'seed' in fields else ''}"
+                f"{fields['frames']} frames in {fields['seconds']:.1f} s{seed}"
                 f" ({rate:.2f} frames/s, peak {fields['peak_gib']:.2f} GiB)"
             )
         elif name == "video" and fields["of"] > 1:
