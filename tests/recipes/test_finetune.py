@@ -781,7 +781,7 @@ def test_beyond_repair_the_last_good_state_is_kept(run, at_step, monkeypatch):
     assert all(x.isfinite().all() for x in load_file("out/motion_module.safetensors").values())
 
 
-# --- what a reviewer found
+# --- what must not slip through
 
 
 def test_nothing_is_exported_where_nothing_is_asked(run):

@@ -36,7 +36,7 @@ ADAPTER, BASE = "motion_adapter", "model"
 
 def planned(config: FinetuneConfig, model: VideoModel) -> list[str]:
     """The files, or folders, that `write` will make."""
-    found = [_name(form, config, model) for form in config.export if form != "none"]
+    found = [_name(form, config, model) for form in _forms(config)]
     beside = BASE in found and config.train != "spatial" and isinstance(model.unet.family, AnimateDiff)
     return list(dict.fromkeys([*found, *([MOTION] if beside else [])]))
 
@@ -47,9 +47,7 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
     Returns the names within `folder`. Raises InputError where tools are at work that plain weights cannot hold.
     """
     metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
-    for form in config.export:
-        if form == "none":
-            continue
+    for form in _forms(config):
         target = folder / _name(form, config, model)
         if form == "lora":
             _save(target, _lora(model.unet), metadata)
@@ -68,6 +66,10 @@ def write(folder: Path, config: FinetuneConfig, model: VideoModel, facts: Mappin
             finally:
                 source.unlink(missing_ok=True)
     return planned(config, model)
+
+
+def _forms(config: FinetuneConfig) -> list[str]:
+    return [form for form in config.export if form != "none"]
 
 
 def _name(form: str, config: FinetuneConfig, model: VideoModel) -> str:
