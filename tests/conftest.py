@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.networks import WholeClips
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition
 from vidlose.diffusion.sampling import Sampler
@@ -53,14 +54,14 @@ class Replay:
         assert tuple(draw.shape) == shape
         return draw
 
+    def fork(self) -> "Replay":
+        return Replay(self.draws)
 
-class Stub:
+
+class Stub(WholeClips):
     """The goldens' network: eps from x, its place in the window, the timestep and the text's mean."""
 
-    def text_keys(self, text: Tensor) -> Tensor:
-        return text
-
-    def __call__(self, x: Tensor, timestep: Tensor, text: Tensor, fps: Tensor | None) -> Tensor:
+    def clips(self, x: Tensor, timestep: Tensor, text: Tensor, fps: Tensor | None) -> Tensor:
         batch, _, frames = x.shape[:3]
         mean = text.mean((1, 2)).repeat_interleave(batch // len(text))[:, None, None, None, None]
         place = torch.arange(frames) / frames

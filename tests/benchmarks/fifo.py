@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.rows import append
+from tests.networks import WholeClips
 from vidlose.checkpoints import random
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser
 from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.longvideo import fifo
-from vidlose.longvideo.queue import Queue
+from vidlose.longvideo.queue import Queue, fill
 from vidlose.models.unet import UNet
 from vidlose.recipes import runtime
 
@@ -36,23 +37,20 @@ class Timed:
     def text_keys(self, text: Tensor):
         return self.network.text_keys(text)
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs, **view):
         began = time.perf_counter()
-        out = self.network(*inputs)
+        out = self.network(*inputs, **view)
         self.seconds += time.perf_counter() - began
         return out
 
 
-class AsTheOriginal:
+class AsTheOriginal(WholeClips):
     """One clip and one branch a call, text repeated for every frame, nothing kept between calls."""
 
     def __init__(self, network: UNet) -> None:
         self.network = network
 
-    def text_keys(self, text: Tensor) -> Tensor:
-        return text
-
-    def __call__(self, x: Tensor, timestep: Tensor, text: Tensor, fps: Tensor | None) -> Tensor:
+    def clips(self, x: Tensor, timestep: Tensor, text: Tensor, fps: Tensor | None) -> Tensor:
         each = len(x) // len(text)
         outs = []
         for i in range(len(x)):
@@ -66,7 +64,7 @@ def sized(family: str, channels: int) -> VideoModel:
     model = random.load(family)
     facts = replace(model.unet.family, channels=(channels, 2 * channels, 2 * channels, 2 * channels))
     torch.manual_seed(0)
-    return replace(model, unet=UNet(facts)).to(torch.device("cpu"), torch.float32)
+    return replace(model, unet=UNet(facts)).ready(torch.device("cpu"), torch.float32)
 
 
 def queue_of(model: VideoModel, network, latent: int, window_batch: int | None) -> Queue:
@@ -74,11 +72,11 @@ def queue_of(model: VideoModel, network, latent: int, window_batch: int | None) 
     sampler = Sampler(Denoiser(network), ladder, guidance=7.5, eta=1.0)
     condition: Condition = model.condition("a red ball bouncing over green hills", "", 8)
     denoise: Denoise = sampler.bind(condition)
-    plan = fifo.plan(ladder, FRAMES, lookahead=True)
+    plan = fifo.plan(ladder, FRAMES, lookahead=True, start="uniform")
     noise = SeededNoise(0)
     base = noise(4, FRAMES, latent, latent)
-    latents, levels = fifo.fill(base, "uniform", plan, ladder, noise)
-    return Queue(plan, sampler, lambda _: denoise, noise, latents, levels, window_batch=window_batch)
+    latents = fill(base, plan, ladder, noise)
+    return Queue(plan, sampler, lambda _: denoise, noise, latents, window_batch=window_batch)
 
 
 def seconds(queue: Queue) -> float:

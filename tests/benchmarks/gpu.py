@@ -28,6 +28,7 @@ from vidlose import kernels
 from vidlose.kernels import reference
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.layers import Context
+from vidlose.models.rows import Rows
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 from vidlose.models.unet import UNet
 
@@ -273,7 +274,7 @@ def motion_module(bench: Bench) -> None:
     module = TemporalTransformer(channels, heads, joint_norm=False, positions=32).to(bench.device, bench.dtype)
     x = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    context = Context(frames=frames, embedding=x.new_empty(0), text=[])
+    context = Context(frames=frames, rows=Rows(len(x)), embedding=x.new_empty(0), text=[])
 
     def diffusers() -> Callable[[Tensor], Tensor]:
         from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D

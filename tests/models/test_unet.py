@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vidlose.checkpoints.random import NETWORKS, VIDEOCRAFTER
+from vidlose.models.attention import SpatialTransformer
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 from vidlose.models.unet import UNet
 
@@ -153,3 +154,58 @@ def test_image_tokens_follow_the_text():
 def test_sizes_that_do_not_halve():
     unet = small("animatediff-v2")
     assert unet(torch.randn(1, 4, 2, 9, 13), torch.zeros(1, 2), torch.randn(1, 7, 32)).shape == (1, 4, 2, 9, 13)
+
+
+def queue_of_frames(family: str):
+    """A queue of 9 frames, three windows of 4 that overlap by two, of which the last two frames are wanted."""
+    x, timestep, text = inputs(family, batch=1, frames=9)
+    windows = torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [5, 6, 7, 8]])
+    keep = torch.tensor([[False, False, True, True], [False, False, True, True], [True, False, True, True]])
+    return x, timestep, torch.cat([text, -text]), windows, keep
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "animatediff-v1, joint norms"])
+@torch.no_grad()
+def test_windows_and_branches_equal_clips_one_by_one(family):
+    family, joint = family.split(",")[0], "joint" in family
+    unet = small(family)
+    if joint:
+        torch.manual_seed(0)
+        unet = UNet(replace(NETWORKS[family], joint_norm=True, motion_joint_norm=True)).eval()
+    x, timestep, text, windows, keep = queue_of_frames(family)
+    found = unet(x, timestep, text, branches=2, windows=windows, keep=keep)
+    assert found.shape == (2, 4, 7, 8, 16)
+    for branch in range(2):
+        said = text[branch : branch + 1]
+        clips = [unet(x[:, :, w], timestep[:, w], said)[:, :, k] for w, k in zip(windows, keep, strict=True)]
+        torch.testing.assert_close(found[branch : branch + 1], torch.cat(clips, 2), atol=3e-5, rtol=0)
+    two = unet(x, timestep, text, branches=2)
+    torch.testing.assert_close(two[:1], unet(x, timestep, text[:1]), atol=3e-5, rtol=0)
+    with pytest.raises(ValueError, match="2 queues at once"):
+        unet(torch.cat([x, x]), timestep.expand(2, -1), text, windows=windows, keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("family", "first_conv", "self_attention", "last_feed_forward"),
+    # A queue of 9 frames, 12 in windows, 7 wanted, all of them under two texts.
+    [("animatediff-v2", 9, 9, 14), ("videocrafter2", 9, 12, 14)],
+)
+@torch.no_grad()
+def test_rows_are_no_more_than_must_differ(family, first_conv, self_attention, last_feed_forward):
+    """VideoCrafter mixes frames before its first residual block: what windows share ends there."""
+    unet = small(family)
+    rows = {}
+    watched = {
+        "first_conv": unet.conv_in,
+        "self_attention": next(m for m in unet.modules() if isinstance(m, SpatialTransformer)).attn1,
+        "last_feed_forward": unet.up[-1][-1]["temporal"].ff,
+    }
+    for name, module in watched.items():
+        module.register_forward_hook(lambda module, given, out, name=name: rows.update({name: len(given[0])}))
+    x, timestep, text, windows, keep = queue_of_frames(family)
+    unet(x, timestep, text, branches=2, windows=windows, keep=keep)
+    assert rows == {
+        "first_conv": first_conv,
+        "self_attention": self_attention,
+        "last_feed_forward": last_feed_forward,
+    }

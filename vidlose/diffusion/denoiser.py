@@ -19,10 +19,27 @@ class Prediction:
     eps: Tensor
 
 
-class Denoise(Protocol):
-    """x `[B C F h w]`, level `[B F]` (rows of a ladder) -> Prediction."""
+@dataclass(frozen=True)
+class View:
+    """Clips that a network sees of a queue of frames, and what of them is wanted.
 
-    def __call__(self, x: Tensor, level: Tensor) -> Prediction: ...
+    windows: int64 `[R F]`, frames of the queue, a window each; they may share frames. keep: bool `[R F]`, the frames
+    whose estimate is wanted: N in all, in the order of windows.
+    """
+
+    windows: Tensor
+    keep: Tensor
+
+    def kept(self, queue: Tensor, dim: int) -> Tensor:
+        """Of a queue, whose frames are along `dim`, the N frames that are wanted."""
+        return queue.index_select(dim, self.windows[self.keep].to(queue.device))
+
+
+class Denoise(Protocol):
+    """x `[B C F h w]`, level `[B F]` (rows of a ladder) -> Prediction `[B C F h w]`; of a view of a queue (B = 1),
+    Prediction `[1 C N h w]`."""
+
+    def __call__(self, x: Tensor, level: Tensor, view: View | None = None) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -36,9 +53,20 @@ class Condition:
 
 
 class Network(Protocol):
-    """x `[B C F h w]`, timestep `[B F]`, text keys, fps `[B]` -> prediction `[B C F h w]`."""
+    """x `[B C F h w]`, timestep `[B F]`, text keys, fps `[B]` -> prediction `[B C F h w]`; of several branches and of
+    windows of a queue, see `models.unet.UNet.forward`."""
 
-    def __call__(self, x: Tensor, timestep: Tensor, text: Any, fps: Tensor | None) -> Tensor: ...
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Any,
+        fps: Tensor | None,
+        *,
+        branches: int = 1,
+        windows: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor: ...
     def text_keys(self, text: Tensor) -> Any: ...
 
 
@@ -89,18 +117,28 @@ def training_pair(
     return TARGETS[space](estimate, alpha, sigma), target
 
 
+class Output(Protocol):
+    """x `[B C F h w]`, level `[B F]`, a view of them -> what the network says, as long as Denoise's predictions;
+    of several branches, `[(branches B) ...]`."""
+
+    def __call__(self, x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Bound:
-    """A Denoise whose network output is still at hand: `output(x, level)` `[B C F h w]`, in the prediction's own
-    space, where guidance mixes its branches with the least rounding."""
+    """A Denoise whose network output is still at hand, in the prediction's own space, where guidance mixes its
+    branches with the least rounding."""
 
-    output: Callable[[Tensor, Tensor], Tensor]
+    output: Output
     prediction: str
     ladder: Ladder
 
-    def __call__(self, x: Tensor, level: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, level: Tensor, view: View | None = None) -> Prediction:
+        output = self.output(x, level, view)
+        if view is not None:
+            x, level = view.kept(x, 2), view.kept(level, 1)
         alpha, sigma = (per_frame(table, level, x) for table in (self.ladder.alpha, self.ladder.sigma))
-        return pick(PREDICTIONS, self.prediction, "prediction")(x, self.output(x, level), alpha, sigma)
+        return pick(PREDICTIONS, self.prediction, "prediction")(x, output, alpha, sigma)
 
 
 @dataclass(frozen=True)
@@ -114,8 +152,10 @@ class Denoiser:
         """Text keys and values are computed here, once, and serve every call. `condition.null` is not read."""
         keys = self.network.text_keys(condition.text)
 
-        def output(x: Tensor, level: Tensor) -> Tensor:
+        def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
             fps = None if condition.fps is None else torch.full((len(x),), condition.fps, device=x.device)
-            return self.network(x, ladder.timestep[level].to(x.device), keys, fps).to(x.dtype)
+            timestep = ladder.timestep[level].to(x.device)
+            of = {} if view is None else {"windows": view.windows.to(x.device), "keep": view.keep.to(x.device)}
+            return self.network(x, timestep, keys, fps, branches=branches, **of).to(x.dtype)
 
         return Bound(output, self.prediction, ladder)

@@ -2,20 +2,19 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from vidlose.diffusion.denoiser import Bound
+from vidlose.diffusion.denoiser import Bound, View
 
 
 def classifier_free(both: Bound, weight: float) -> Bound:
     """out_u + weight (out_c - out_u) (Ho & Salimans 2022, weight = 1 + w): weight 1 is unguided.
 
-    both: bound to the texts [cond; null], so that the two branches run as one batch.
+    both: bound to the texts [cond; null], so that the two branches run as one batch, and part where text is read.
     """
 
-    def output(x: Tensor, level: Tensor) -> Tensor:
-        conditional, unconditional = both.output(torch.cat([x, x]), torch.cat([level, level])).chunk(2)
+    def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
+        conditional, unconditional = both.output(x, level, view, 2 * branches).chunk(2)
         return unconditional + weight * (conditional - unconditional)
 
     return replace(both, output=output)

@@ -73,6 +73,8 @@ class SpatialTransformer(nn.Module):
     A 1x1 convolution of the original is a linear layer here; the key tables restore its shape.
     """
 
+    mixes_frames = False
+
     def __init__(self, channels: int, heads: int, text_width: int, *, image: bool = False) -> None:
         super().__init__()
         self.norm = FrameNorm(channels, eps=1e-6, joint=False)
@@ -88,6 +90,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         h = self.proj_in(to_tokens(self.norm(x, context.frames)))  # [N S C]
         h = h + self.attn1(self.norm1(h))
+        x, h = context.rows.branch(x, h)
         h = h + self.attn2(self.norm2(h), context)
         h = h + self.ff(self.norm3(h))
         return x + to_images(self.proj_out(h), x.shape[2])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidlose.models.frames import fold, unfold
+from vidlose.models.rows import Rows
 
 TextKeys = list[tuple[Tensor, ...]]
 """Key and value `[T heads L D]` of each cross-attention, in the order of the network's modules; where images are
@@ -23,15 +24,17 @@ Probe = Callable[[nn.Module, Tensor, Tensor], None]
 class Context:
     """What layers read besides their input, for a batch of B clips of F frames.
 
-    embedding: `[(B F) E]`, time (and fps) embedding after SiLU.
+    rows: how the rows `[N ...]` that layers see come from the frames of the input.
+    embedding: `[(B F) E]`, time (and fps) embedding after SiLU, of the frames that came in.
     text: keys and values of T texts; T divides B*F and each serves a run of neighbouring frames.
-    frame_mask: bool `[B F]`, False where a frame is hidden from temporal attention.
+    frame_mask: bool `[B F]`, False where a frame is hidden from temporal attention; of whole clips only.
     probe: called by every temporal attention; once more where gradient checkpointing runs it again on the way back.
     query_cache: queries kept for the weighted Q-cache (FIFO.md §8), by the layer that made them.
     query_weight: the share of the cached query, v in `(1-v) q_dec + v q_enc`.
     """
 
     frames: int
+    rows: Rows
     embedding: Tensor
     text: TextKeys
     frame_mask: Tensor | None = None
@@ -73,10 +76,13 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
         self.temporal_conv = TemporalConv(channels_out) if temporal_conv else None
+        self.mixes_frames = joint_norm or temporal_conv
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        if self.norm1.joint:
+            (x,) = context.rows.window(x)
         h = self.conv1(F.silu(self.norm1(x, context.frames)))
-        h = h + self.embed(context.embedding)[:, :, None, None]
+        h = h + context.rows.now(self.embed(context.embedding))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h, context.frames)))
         h = self.skip(x) + h
         return h if self.temporal_conv is None else self.temporal_conv(h, context)
@@ -99,6 +105,7 @@ class TemporalConv(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        (x,) = context.rows.window(x)
         h = unfold(x, context.frames).flatten(3)  # [B C F S]
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             h = F.silu(norm(h))

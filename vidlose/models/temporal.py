@@ -135,6 +135,8 @@ class TemporalTransformer(nn.Module):
     width: channels inside (VideoCrafter's first one is wider than its input).
     """
 
+    mixes_frames = True
+
     def __init__(
         self,
         channels: int,
@@ -158,14 +160,18 @@ class TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(width, channels)
         nn.init.zeros_(self.proj_out.weight)  # the video model starts as the image model
         nn.init.zeros_(self.proj_out.bias)
+        self.mixes_last = False  # set by the network: no layer behind this one sees more than one frame
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        (x,) = context.rows.window(x)
         h = to_tokens(self.norm(x, context.frames)).unflatten(0, (-1, context.frames))  # [B F S C]
         h = self.proj_in(h)
         h = h + self.attn1(self.norm1(h), context)
-        h = h + self.attn2(self.norm2(h), context)
+        h = (h + self.attn2(self.norm2(h), context)).flatten(0, 1)
+        if self.mixes_last:
+            x, h = context.rows.drop(x, h)
         h = h + self.ff(self.norm3(h))
-        return x + to_images(self.proj_out(h).flatten(0, 1), x.shape[2])
+        return x + to_images(self.proj_out(h), x.shape[2])
 
 
 def sinusoid_positions(positions: int, width: int) -> Tensor:

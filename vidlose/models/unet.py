@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from vidlose.models.attention import CrossAttention
 from vidlose.models.frames import fold, unfold
 from vidlose.models.layers import Context, Downsample, Embedding, FrameNorm, Probe, TextKeys, Upsample
+from vidlose.models.rows import Rows
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 
 Layers = dict[str, nn.Module]
@@ -86,6 +87,7 @@ class UNet(nn.Module):
         for index, attention in enumerate(self._cross_attentions()):
             attention.index = index
         self._pair_queries()
+        self._find_last_mixer()
 
     def _cross_attentions(self) -> Iterable[CrossAttention]:
         return (module for module in self.modules() if isinstance(module, CrossAttention))
@@ -99,6 +101,14 @@ class UNet(nn.Module):
                 if lender is not None and borrower is not None:
                     borrower.attn1.query_source = [lender.attn1]
                     lender.attn1.lends_query = True
+
+    def _find_last_mixer(self) -> None:
+        """Behind the last layer that mixes frames, only frames that are wanted need go on."""
+        if self.norm_out.joint:
+            return
+        layers = [layer for stage in self.up for block in stage for layer in block.values() if layer.mixes_frames]
+        if layers and isinstance(layers[-1], TemporalTransformer):
+            layers[-1].mixes_last = True
 
     def fuse(self) -> None:
         """See `TemporalAttention.fuse`; of every one."""
@@ -124,24 +134,39 @@ class UNet(nn.Module):
         text: Tensor | TextKeys,
         fps: Tensor | None = None,
         *,
+        branches: int = 1,
+        windows: Tensor | None = None,
+        keep: Tensor | None = None,
         frame_mask: Tensor | None = None,
         probe: Probe | None = None,
         query_weight: float = 0.0,
     ) -> Tensor:
         """One call; every clip and every frame may stand at its own noise level.
 
-        timestep: `[B F]`. text: `[T L D]` or `text_keys` of it; T divides B*F, text i serves the i-th run of
-        (B F)/T frames. fps: `[B]` or `[B F]`, where the family embeds it (16 if absent). frame_mask, probe,
-        query_weight: see `Context`. Raises ValueError on shapes that do not fit.
+        timestep: `[B F]`. text: `[T L D]` or `text_keys` of it; T divides the frames of all branches, text i serves
+        the i-th run of them. fps: `[B]` or `[B F]`, where the family embeds it (16 if absent). frame_mask, probe,
+        query_weight: see `Context`.
+
+        branches: the clips are run so many times, under other texts; the result is `[(branches B) C F h w]`. What
+        does not depend on text is computed once. windows: int64 `[R G]`: the frames of x are a queue (B = 1), and the
+        network sees R clips of G of them; what does not mix frames is computed once a frame. keep: bool `[R G]`, the
+        frames of windows that are wanted (all); the result is `[branches C N h w]`, the N kept frames in order.
+        Raises ValueError on shapes that do not fit.
         """
         batch, _, frames = x.shape[:3]
         if timestep.shape != (batch, frames):
             raise ValueError(f"timestep is {tuple(timestep.shape)}, expected {(batch, frames)}")
+        if windows is not None and batch != 1:
+            raise ValueError(f"{batch} queues at once: windows are of one")
+        rows = Rows(batch * frames, branches=branches, windows=windows, keep=keep)
+        clip = frames if windows is None else windows.shape[1]
+        total = branches * (batch * frames if windows is None else windows.numel())
         keys = self.text_keys(text) if isinstance(text, Tensor) else text
-        if keys and (batch * frames) % keys[0][0].shape[0]:
-            raise ValueError(f"{keys[0][0].shape[0]} texts do not divide {batch} clips of {frames} frames")
+        if keys and total % keys[0][0].shape[0]:
+            raise ValueError(f"{keys[0][0].shape[0]} texts do not divide {total // clip} clips of {clip} frames")
         context = Context(
-            frames=frames,
+            frames=clip,
+            rows=rows,
             embedding=F.silu(self._embed(timestep, fps)),
             text=keys,
             frame_mask=frame_mask,
@@ -151,22 +176,24 @@ class UNet(nn.Module):
         )
         h = self.conv_in(fold(x.to(self.conv_in.weight.dtype)))
         h = self._run(self.head, h, context)
-        skips = [h]
+        skips = [(h, len(rows))]
         for level, stage in enumerate(self.down):
             for block in stage:
                 h = self._run(block, h, context)
-                skips.append(h)
+                skips.append((h, len(rows)))
             if level < len(self.downsample):
                 h = self.downsample[level](h)
-                skips.append(h)
+                skips.append((h, len(rows)))
         h = self._run(self.middle, h, context)
         for i, stage in enumerate(self.up):
             for block in stage:
-                h = self._run(block, torch.cat([h, skips.pop()], dim=1), context)
+                h = self._run(block, torch.cat([h, rows.now(*skips.pop())], dim=1), context)
             if i < len(self.upsample):
-                h = self.upsample[i](h, skips[-1].shape[2:])
-        h = self.conv_out(F.silu(self.norm_out(h, frames)))
-        return unfold(h, frames)
+                h = self.upsample[i](h, skips[-1][0].shape[2:])
+        (h,) = rows.window(*rows.branch(h))  # where no layer has asked for it
+        h = self.conv_out(F.silu(self.norm_out(h, clip)))
+        (h,) = rows.drop(h)
+        return unfold(h, frames if windows is None else len(h) // branches)
 
     def _embed(self, timestep: Tensor, fps: Tensor | None) -> Tensor:
         """`[B F]`, fps `[B]` or `[B F]` -> `[(B F) E]`."""
