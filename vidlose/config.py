@@ -35,6 +35,7 @@ INITS = ("pretrained", "random")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 LR_SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
 LEVELS = ("shared", "independent", "diagonal")
+DENSITIES = ("uniform", "logit-normal")
 PREDICTIONS = ("eps", "v", "x0")
 EXPORTS = ("original", "diffusers", "lora", "none")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -422,8 +423,9 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
 
     prediction: what the network is to say, None is as it does. train: which layers of `blocks` train. ema: decay of
     the averaged weights, 0 is none. levels: noise levels within a clip, for this share of the clips, levels_share;
-    the others have one level. held_out: clips kept from training, that every validate_every steps are measured on.
-    sample_every: 0 is never.
+    the others have one level. levels_density: how often each is drawn where they are not those of a queue, for
+    logit-normal by logit_mean and logit_std. held_out: clips kept from training, that every validate_every steps are
+    measured on. sample_every: 0 is never.
     """
 
     output: str | None = None
@@ -453,6 +455,9 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     levels: str = "shared"
     levels_share: float = 1.0
     levels_partitions: list[int] = field(default_factory=lambda: [4])
+    levels_density: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
     gradient_checkpointing: bool = False
     held_out: int = 4
     validate_every: int = 100
@@ -476,6 +481,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             ("optimizer", OPTIMIZERS),
             ("lr_schedule", LR_SCHEDULES),
             ("levels", LEVELS),
+            ("levels_density", DENSITIES),
             ("device", DEVICES),
             ("dtype", DTYPES),
             ("track", TRACKERS),
@@ -495,6 +501,8 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         for name in ("max_grad_norm", "noise_offset", "warmup_steps", "held_out", "sample_every"):
             between(self, name, 0, LIMIT)
         between(self, "seed", 0, 2**63 - 1)
+        between(self, "logit_mean", -10, 10)
+        between(self, "logit_std", 0.01, 10)
         if not self.levels_partitions or min(self.levels_partitions) < 1:
             raise InputError(f"--levels-partitions is {self.levels_partitions}; give counts of 1 or more")
         if self.lora_rank < 1:

@@ -133,6 +133,9 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "levels": ({}, "independent"),
     "levels_share": ({"levels": "independent"}, 0.0),
     "levels_partitions": ({"levels": "diagonal"}, [2]),
+    "levels_density": ({}, "logit-normal"),
+    "logit_mean": ({"levels_density": "logit-normal"}, -1.0),
+    "logit_std": ({"levels_density": "logit-normal"}, 0.5),
     "seed": ({}, 1),
     "dtype": ({}, "bf16"),
 }

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from vidlose.training.draws import draw, generator
-from vidlose.training.levels import diagonal, independent, mixture, shared
+from vidlose.training.levels import diagonal, independent, logit_normal, mixture, shared
 
 SHAPE = (4, 8, 2, 3)
 
 
 def test_a_sample_s_draws_are_of_its_number_alone():
-    whole = draw(7, [0, 1, 2, 3], SHAPE, shared, 1000, 0.1)
-    part = draw(7, [3, 1], SHAPE, shared, 1000, 0.1)
+    whole = draw(7, [0, 1, 2, 3], SHAPE, shared(), 1000, 0.1)
+    part = draw(7, [3, 1], SHAPE, shared(), 1000, 0.1)
     for name in ("noise", "posterior", "timestep", "anchor", "drop"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[[3, 1]]), name
-    other = draw(8, [0, 1, 2, 3], SHAPE, shared, 1000, 0.1)
+    other = draw(8, [0, 1, 2, 3], SHAPE, shared(), 1000, 0.1)
     assert not torch.equal(whole.noise, other.noise) and not torch.equal(whole.noise, whole.posterior)
 
 
@@ -25,9 +25,9 @@ def test_streams_do_not_touch():
 
 
 def test_noise_is_standard_and_the_offset_is_shared_by_pixels():
-    many = draw(0, list(range(200)), SHAPE, shared, 1000).noise
+    many = draw(0, list(range(200)), SHAPE, shared(), 1000).noise
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
-    shift = draw(0, [0], SHAPE, shared, 1000, 2.0).noise - draw(0, [0], SHAPE, shared, 1000).noise
+    shift = draw(0, [0], SHAPE, shared(), 1000, 2.0).noise - draw(0, [0], SHAPE, shared(), 1000).noise
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std() > 0.5
 
@@ -37,10 +37,20 @@ def levels_of(kind, count=400, frames=8):
 
 
 def test_shared_and_independent():
-    one, many = levels_of(shared), levels_of(independent)
+    one, many = levels_of(shared()), levels_of(independent())
     assert (one == one[:, :1]).all() and not (many == many[:, :1]).all(1).any()
     for found in (one, many):
         assert found.min() >= 0 and found.max() < 1000 and abs(found.float().mean() - 500) < 60
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 0.8)])
+def test_logit_normal(mean, std):
+    place = (levels_of(independent(logit_normal(mean, std)), 2000).double() + 0.5) / 1000
+    logits = torch.logit(place)
+    assert abs(logits.mean() - mean) < 0.03 and abs(logits.std() - std) < 0.03
+    one = levels_of(shared(logit_normal(mean, std)))
+    assert (one == one[:, :1]).all()
+    assert levels_of(shared(logit_normal(10, 0.01))).max() == 999
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 4])
@@ -62,6 +72,7 @@ def test_diagonal_draws_one_of_several_queues():
 
 
 def test_mixture_keeps_the_share():
-    found = levels_of(mixture(diagonal(2), 0.3), 1000)
+    found = levels_of(mixture(diagonal(2), shared(), 0.3), 1000)
     assert abs((found != found[:, :1]).any(1).float().mean() - 0.3) < 0.05
-    assert (levels_of(mixture(diagonal(2), 0.0)) == levels_of(mixture(diagonal(2), 0.0))[:, :1]).all()
+    none = levels_of(mixture(diagonal(2), shared(), 0.0))
+    assert (none == none[:, :1]).all()

@@ -23,6 +23,7 @@ from vidlose.training.trainable import rates, select
 from vidlose.training.trainer import Batch, LossScale, State, Trainer, fit
 
 FRAMES, SIDE, WORDS = 4, 4, 3
+SHARED = levels.shared()
 AT = (150, 450, 750)
 
 
@@ -65,7 +66,11 @@ def trainer(family: str = "animatediff-v2", **said: Any) -> Trainer:
 
 
 def batch(
-    *numbers: int, frames: int = FRAMES, side: int = SIDE, clips: int | None = None, kind: levels.Levels = levels.shared
+    *numbers: int,
+    frames: int = FRAMES,
+    side: int = SIDE,
+    clips: int | None = None,
+    kind: levels.Levels = SHARED,
 ) -> Batch:
     """Samples of these numbers, of a data set of so many clips that move."""
     which = [number % clips if clips else number for number in numbers]
@@ -186,7 +191,7 @@ def answer(of: Trainer, monkeypatch: pytest.MonkeyPatch, output: Tensor | float)
     return asked
 
 
-@pytest.mark.parametrize("kind", [levels.shared, levels.independent, levels.diagonal(2)])
+@pytest.mark.parametrize("kind", [levels.shared(), levels.independent(), levels.diagonal(2)])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_what_the_network_is_to_say(monkeypatch, prediction, kind):
     of = trainer(prediction=prediction, loss="mse", weighting="uniform", zero_terminal_snr=prediction == "v")

@@ -150,9 +150,12 @@ class Plan:
         }
 
     def levels(self) -> levels.Levels:
+        of = self.config
+        density = {"uniform": levels.uniform, "logit-normal": levels.logit_normal(of.logit_mean, of.logit_std)}
+        shared = levels.shared(density[of.levels_density])
         chosen = {
-            "shared": levels.shared,
-            "independent": levels.independent,
-            "diagonal": levels.diagonal(*self.config.levels_partitions),
-        }[self.config.levels]
-        return levels.mixture(chosen, self.config.levels_share) if self.config.levels_share < 1 else chosen
+            "shared": shared,
+            "independent": levels.independent(density[of.levels_density]),
+            "diagonal": levels.diagonal(*of.levels_partitions),
+        }[of.levels]
+        return levels.mixture(chosen, shared, of.levels_share) if of.levels_share < 1 else chosen

@@ -9,14 +9,36 @@ Levels = Callable[[Generator, int, int], Tensor]
 """(draws, frames F, timesteps T) -> int64 `[F]`."""
 
 
-def shared(generator: Generator, frames: int, timesteps: int) -> Tensor:
+Density = Callable[[Generator, int, int], Tensor]
+"""(draws, N, timesteps T) -> int64 `[N]`, drawn apart."""
+
+
+def uniform(generator: Generator, count: int, timesteps: int) -> Tensor:
+    """Every timestep as often as another."""
+    return torch.randint(timesteps, (count,), generator=generator)
+
+
+def logit_normal(mean: float, std: float) -> Density:
+    """Most often those between clean and noise: logit(t / T) ~ N(mean, std) (Esser et al. 2024, eq. 19).
+
+    mean: below 0 towards clean, above 0 towards noise.
+    """
+
+    def draw(generator: Generator, count: int, timesteps: int) -> Tensor:
+        place = torch.sigmoid(mean + std * torch.randn(count, generator=generator, dtype=torch.float64))
+        return (place * timesteps).long().clamp_max(timesteps - 1)
+
+    return draw
+
+
+def shared(density: Density = uniform) -> Levels:
     """One level for the clip, as these models were trained."""
-    return torch.randint(timesteps, (1,), generator=generator).expand(frames)
+    return lambda generator, frames, timesteps: density(generator, 1, timesteps).expand(frames)
 
 
-def independent(generator: Generator, frames: int, timesteps: int) -> Tensor:
+def independent(density: Density = uniform) -> Levels:
     """Every frame at its own (Chen et al. 2024, Diffusion Forcing)."""
-    return torch.randint(timesteps, (frames,), generator=generator)
+    return density
 
 
 def diagonal(*partitions: int) -> Levels:
@@ -36,13 +58,13 @@ def diagonal(*partitions: int) -> Levels:
     return draw
 
 
-def mixture(levels: Levels, share: float) -> Levels:
-    """`levels` for this share of the clips, one shared level for the others."""
+def mixture(levels: Levels, others: Levels, share: float) -> Levels:
+    """`levels` for this share of the clips, `others` for the rest."""
 
     def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
         # Drawn in any case: what follows does not depend on the share.
         chosen = torch.rand((), generator=generator) < share
-        one, other = levels(generator, frames, timesteps), shared(generator, frames, timesteps)
+        one, other = levels(generator, frames, timesteps), others(generator, frames, timesteps)
         return one if chosen else other
 
     return draw
