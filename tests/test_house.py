@@ -10,6 +10,7 @@ RANKS = {
     "errors": -1,  # below everything: config raises them
     "config": 0,
     "kernels": 1,
+    "parallel": 1,
     "models": 2,
     "diffusion": 2,
     "io": 2,

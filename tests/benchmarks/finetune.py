@@ -26,12 +26,12 @@ from vidlose.checkpoints import random
 from vidlose.config import FinetuneConfig, WorldConfig
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
+from vidlose.parallel import Processes
 from vidlose.recipes import rehearsal, runtime
 from vidlose.recipes.training_data import Window
 from vidlose.recipes.training_plan import Plan
 from vidlose.recipes.training_run import Run
 from vidlose.recipes.world import world
-from vidlose.training.parallel import Processes
 from vidlose.training.trainer import Batch, Trainer
 
 CPU = torch.device("cpu")

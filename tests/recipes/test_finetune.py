@@ -38,6 +38,7 @@ from vidlose.io.state import load_state
 from vidlose.io.video import count_frames
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
+from vidlose.parallel import Processes
 from vidlose.recipes import exports, runtime, training_run
 from vidlose.recipes.run_config import from_toml
 from vidlose.recipes.runtime import Signals, Silence
@@ -45,7 +46,6 @@ from vidlose.recipes.training_plan import Plan
 from vidlose.recipes.training_run import Run
 from vidlose.recipes.watching import draw_curves
 from vidlose.recipes.world import world
-from vidlose.training.parallel import Processes
 from vidlose.training.trainable import block_of
 
 CPU = torch.device("cpu")

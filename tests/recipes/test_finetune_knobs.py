@@ -26,13 +26,13 @@ from vidlose.checkpoints.animatediff import motion_table
 from vidlose.config import FinetuneConfig, StabilityConfig, WorldConfig
 from vidlose.errors import VidloseError
 from vidlose.io.video import Encoder, read_frames
+from vidlose.parallel import Processes
 from vidlose.recipes import exports, training_run, watching
 from vidlose.recipes.runtime import Signals, Silence
 from vidlose.recipes.training_plan import Plan
 from vidlose.recipes.training_run import Run
 from vidlose.recipes.world import world
 from vidlose.training.guards import Guards
-from vidlose.training.parallel import Processes
 
 Said = dict[str, Any]
 TINY: Said = {

@@ -13,10 +13,10 @@ from vidlose.checkpoints import random
 from vidlose.config import FinetuneConfig
 from vidlose.diffusion.schedule import NoiseSchedule
 from vidlose.errors import NonFinite
+from vidlose.parallel import Processes
 from vidlose.training import levels
 from vidlose.training.draws import draw, generator
 from vidlose.training.guards import Restore, Skip
-from vidlose.training.parallel import Processes
 from vidlose.training.rates import RATES, factor
 from vidlose.training.stability import Tools
 from vidlose.training.trainable import rates, select

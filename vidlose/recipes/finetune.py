@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
+from vidlose import parallel
 from vidlose.recipes import runtime
 from vidlose.recipes.rehearsal import dry_run, dry_run_on_meta, fits, list_params
 from vidlose.recipes.run_config import Asked, resumed, started
 from vidlose.recipes.runtime import Reporter, Signals, Silence
 from vidlose.recipes.training_plan import Plan
 from vidlose.recipes.training_run import Run
-from vidlose.training import parallel
 
 MEMORY = (
     "lower --batch-size (and raise --accumulate), --frames, --width and --height or --blocks, or give"

@@ -19,10 +19,10 @@ from vidlose.io.latent_cache import ClipCache, Filled, LatentCache, Posterior, R
 from vidlose.io.memo import Memo
 from vidlose.io.sources import find, hold_out
 from vidlose.models.autoencoder import from_uint8
+from vidlose.parallel import Processes
 from vidlose.recipes.runtime import Reporter
 from vidlose.training.draws import draw
 from vidlose.training.levels import Levels
-from vidlose.training.parallel import Processes
 from vidlose.training.trainer import Batch
 from vidlose.world import captions, scene
 

@@ -13,13 +13,13 @@ from vidlose.config import FinetuneConfig
 from vidlose.errors import InputError
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.unet import UNet
+from vidlose.parallel import Processes
 from vidlose.recipes import runtime
 from vidlose.recipes.output import check_ffmpeg
 from vidlose.recipes.training_data import Window
 from vidlose.recipes.watching import check_tracker
 from vidlose.training import levels
 from vidlose.training.optimizers import check_optimizer
-from vidlose.training.parallel import Processes
 from vidlose.training.stability import Tools
 from vidlose.training.trainable import Selection, rates, select
 

@@ -14,11 +14,11 @@ from vidlose.diffusion.denoiser import Prediction, training_pair
 from vidlose.diffusion.schedule import NoiseSchedule, per_frame
 from vidlose.errors import NonFinite, pick
 from vidlose.models.unet import UNet
+from vidlose.parallel import Processes
 from vidlose.training.draws import Draws, generator
 from vidlose.training.guards import Action, GiveUp, Guards, Lower, Restore, Skip
 from vidlose.training.losses import AnchorDraws, Criterion, Losses
 from vidlose.training.optimizers import Optimizer
-from vidlose.training.parallel import Processes
 from vidlose.training.rates import RATES, factor
 from vidlose.training.stability import Recorder, Tools, entropies, gradient_norms
 from vidlose.training.trainable import is_tool

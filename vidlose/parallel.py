@@ -38,6 +38,10 @@ class Processes:
         """Does it hold in one of them?"""
         return bool(self.most(torch.tensor(float(here))))
 
+    def share(self, count: int) -> range:
+        """Which of so many neighbours are this process's: as many as another's, or one less."""
+        return range(self.rank * count // self.count, (self.rank + 1) * count // self.count)
+
     def wait(self) -> None:
         """For the others to come here."""
         self.any(False)
