@@ -5,7 +5,7 @@ None means: as the model's family is usually sampled.
 
 import os.path
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vidlose.errors import InputError, UsageError
@@ -13,6 +13,9 @@ from vidlose.errors import InputError, UsageError
 C = TypeVar("C")
 
 EMITS = ("reference", "denoised")
+QUEUE_STARTS = ("reference", "uniform")
+GUIDES = ("blocks", "head")
+TAILS = ("noise", "base", "coherent", "coherent-reference")
 NORM_MODES = ("auto", "original", "diffusers")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LIMIT = 2**31 - 1
@@ -119,9 +122,27 @@ class GenerateConfig(SampleConfig):
             raise UsageError("-p and --prompts-file exclude each other")
 
 
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fifo": {"zigzag": 1, "guide_frames": 0, "reflect": False, "refine": False, "tail": "noise"},
+    "miga": {"zigzag": 4, "guide_frames": 4, "reflect": True, "refine": True, "tail": "base"},
+}
+"""Ways to make a long video, and what each of them makes of the options that nobody has set."""
+FOR_STRATEGY = {
+    "fifo": ("lookahead", "queue_start", "keep_warmup"),
+    "miga": ("guide_frames", "guides", "reflect", "reflect_threshold"),
+}
+"""Options that one strategy alone has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FifoConfig(SampleConfig):
-    """`vidlose fifo`: one video of any length. frames 0 is: until interrupted."""
+    """`vidlose fifo`: one video of any length. frames 0 is: until interrupted.
+
+    zigzag: frames that share a noise level. guide_frames: of a window's frames, those from far in front of it.
+    reflect: draw blocks anew that are unlike those before them, by more than reflect_threshold. refine: a second stage
+    at one level for all of a window. tail: what enters; reuse_noise: of so many frames of noise, again and again.
+    What is None is as STRATEGIES has it.
+    """
 
     prompt_schedule: str | None = None
     frames: int = 100
@@ -133,6 +154,15 @@ class FifoConfig(SampleConfig):
     keep_warmup: bool = False
     emit: str = "reference"
     scale_aware: bool = True
+    strategy: str = "fifo"
+    zigzag: int | None = None
+    guide_frames: int | None = None
+    guides: str = "blocks"
+    reflect: bool | None = None
+    reflect_threshold: float = 0.01
+    refine: bool | None = None
+    tail: str | None = None
+    reuse_noise: int = 0
     window_batch: int | None = None
     decode_batch: int = 1
     state: str | None = None
@@ -144,10 +174,35 @@ class FifoConfig(SampleConfig):
             raise InputError(f"--frames is {self.frames}; give a number of frames, or 0 for until interrupted")
         positive(self, "partitions", "window_frames", "window_batch", "decode_batch", "state_every")
         choice(self, "emit", EMITS)
+        choice(self, "queue_start", QUEUE_STARTS)
+        choice(self, "strategy", tuple(STRATEGIES))
+        choice(self, "guides", GUIDES)
+        if self.tail is not None:
+            choice(self, "tail", TAILS)
+        positive(self, "zigzag")
+        between(self, "guide_frames", 0, LIMIT)
+        between(self, "reflect_threshold", 0, 2)
+        between(self, "reuse_noise", 0, 2**16)
+        self._check_strategy()
         if self.state in ("", "-"):
             raise InputError(f"--state {self.state!r} is no file: give the name of one")
         if (self.prompt is None) == (self.prompt_schedule is None):
             raise UsageError("give either a prompt with -p or a --prompt-schedule")
+
+    def _check_strategy(self) -> None:
+        """Raises InputError for an option that the strategy does not have."""
+        usual = {knob.name: knob.default for knob in fields(self)} | STRATEGIES[self.strategy]
+        for strategy, options in FOR_STRATEGY.items():
+            for name in options:
+                value = getattr(self, name)
+                if strategy != self.strategy and value is not None and value != usual[name]:
+                    said = flag(name) if value is not False else flag(f"no_{name}")
+                    raise InputError(f"{said} goes with --strategy {strategy}, not {self.strategy}")
+
+    def settled(self) -> dict[str, Any]:
+        """What the strategy makes of its options, those that were set included."""
+        usual = STRATEGIES[self.strategy]
+        return {name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in usual}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -560,10 +615,16 @@ def choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
 
 
 def restored(kind: type[C], values: Any) -> C:
-    """A config from what `resolved` gave. Raises InputError where a field is missing or of another type."""
+    """A config from what `resolved` gave, maybe before it had a field that has a default.
+
+    Raises InputError where a field is missing or of another type.
+    """
     hints = get_type_hints(kind)
-    if not isinstance(values, dict) or not hints.keys() <= values.keys():
+    knobs: tuple[Field[Any], ...] = fields(kind)  # type: ignore[arg-type]
+    needed = {knob.name for knob in knobs if knob.default is MISSING and knob.default_factory is MISSING}
+    if not isinstance(values, dict) or not needed <= values.keys():
         raise InputError("a config with fields missing")
+    hints = {name: hint for name, hint in hints.items() if name in values}
     for name, hint in hints.items():
         kinds = (list,) if get_origin(hint) is list else get_args(hint) or (hint,)
         if type(values[name]) not in (*kinds, *((int,) if float in kinds else ())):

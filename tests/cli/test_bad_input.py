@@ -99,15 +99,18 @@ def check(refused: Callable[..., str], tmp_path: Path, words: list[str], code: i
 
 WHOLE = ["--width", "--height", "--frames", "--seed", "--crf"]
 FIFO_WHOLE = ["--partitions", "--window-frames", "--window-batch", "--decode-batch", "--state-every", "--extend"]
+FIFO_WHOLE += ["--zigzag", "--guide-frames", "--reuse-noise"]
 CLIP_WHOLE = ["--steps", "--num-videos"]
 REAL = ["--fps", "--fps-condition", "--guidance-scale", "--eta"]
+FIFO_REAL = ["--reflect-threshold"]
 POSITIVE = {*WHOLE, *FIFO_WHOLE, *CLIP_WHOLE, "--fps", "--fps-condition"} - {"--seed", "--crf", "--frames", "--extend"}
+POSITIVE -= {"--guide-frames", "--reuse-noise"}
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        *[(FIFO, option) for option in [*WHOLE, *FIFO_WHOLE, *REAL]],
+        *[(FIFO, option) for option in [*WHOLE, *FIFO_WHOLE, *REAL, *FIFO_REAL]],
         *[(CLIP, option) for option in [*WHOLE, *CLIP_WHOLE, *REAL]],
     ],
     ids=lambda value: value[0] if isinstance(value, list) else value,
@@ -117,8 +120,8 @@ def test_what_is_no_number(refused, command, option):
     for value in ("x", "", " ", "1,5", "0x10", "1e", "--", "٣x"):
         assert option in refused(*command, option, value, code=2)
     for value in ("nan", "inf", "-inf", "1e400"):
-        assert option in refused(*command, option, value, code=3 if option in REAL else 2)
-    if option not in REAL:
+        assert option in refused(*command, option, value, code=3 if option in [*REAL, *FIFO_REAL] else 2)
+    if option not in [*REAL, *FIFO_REAL]:
         for value in ("1.5", "1e3", "1" + "0" * 5000):
             assert option in refused(*command, option, value, code=2)
     if option in POSITIVE:
@@ -167,6 +170,40 @@ def test_a_rate_that_no_video_can_have(refused, rate):
 
 def test_a_rate_that_no_network_can_be_told(refused):
     assert "--fps-condition" in refused(*FIFO, "--fps-condition", "1e300")
+
+
+# --- strategies
+
+MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*FIFO, "--strategy", "best-of-all"], "unknown strategy 'best-of-all'; choose from fifo, miga"),
+        ([*FIFO, "--strategy", "miga"], "--strategy miga needs windows of at least 8 frames, not 4"),
+        ([*FIFO, "--strategy", "miga", "--window-frames", "33"], "has positions for 32; take at most 32"),
+        ([*MIGA, "--zigzag", "5"], "--zigzag 5 does not divide the window's 16 frames"),
+        ([*FIFO, "--zigzag", "3"], "--zigzag 3 does not divide the window's 4 frames"),
+        ([*MIGA, "--guide-frames", "9"], "--guide-frames 9 leave 7 of a window's 16 frames new: at least 8 must be"),
+        ([*MIGA, "--guide-frames", "20"], "--guide-frames 20 leave 0 of a window's 16 frames new"),
+        ([*MIGA, "--partitions", "1", "--zigzag", "1"], "16 frames, --zigzag 1 .* take more --partitions"),
+        ([*MIGA, "--guides", "all"], "unknown guides 'all'; choose from blocks, head"),
+        ([*FIFO, "--tail", "head"], "unknown tail 'head'; choose from noise, base, coherent, coherent-reference"),
+        ([*MIGA, "--reflect-threshold", "3"], "--reflect-threshold is 3.0; it must lie between 0 and 2"),
+        ([*FIFO, "--reuse-noise", "-1"], "--reuse-noise is -1"),
+        ([*MIGA, "--no-lookahead"], "--no-lookahead goes with --strategy fifo, not miga"),
+        ([*MIGA, "--uniform-latents"], "--queue-start goes with --strategy fifo, not miga"),
+        ([*MIGA, "--keep-warmup"], "--keep-warmup goes with --strategy fifo, not miga"),
+        ([*FIFO, "--guide-frames", "4"], "--guide-frames goes with --strategy miga, not fifo"),
+        ([*FIFO, "--guides", "head"], "--guides goes with --strategy miga, not fifo"),
+        ([*FIFO, "--reflect"], "--reflect goes with --strategy miga, not fifo"),
+        ([*FIFO, "--reflect-threshold", "0.1"], "--reflect-threshold goes with --strategy miga, not fifo"),
+    ],
+    ids=lambda value: " ".join(value[-2:])[:40] if isinstance(value, list) else "",
+)
+def test_a_strategy_that_cannot_be(refused, words, said):
+    assert re.search(said, refused(*words))
 
 
 # --- choices
@@ -816,7 +853,19 @@ def test_a_lost_tensor(refused, forged, name):
 
 
 @pytest.mark.parametrize(
-    "fact", [("partitions", 3), ("window_frames", 2), ("lookahead", False), ("width", 24), ("height", 24)], ids=str
+    "fact",
+    [
+        ("partitions", 3),
+        ("window_frames", 2),
+        ("lookahead", False),
+        ("width", 24),
+        ("height", 24),
+        ("zigzag", 2),
+        ("refine", True),
+        ("tail", "base"),
+        ("reuse_noise", 3),
+    ],
+    ids=str,
 )
 def test_facts_of_another_queue(refused, forged, fact):
     """Or an option that the state lost, and that has another default."""
@@ -843,6 +892,26 @@ def test_facts_of_another_queue(refused, forged, fact):
 def test_damaged_tensors(refused, forged, change):
     forged(tensors=change)
     assert STATE in refused("fifo", "--resume", STATE)
+
+
+def test_a_state_of_another_strategy(refused, forged):
+    forged(lambda facts: facts["config"].update(window_frames=8))
+    line = refused("fifo", "--resume", STATE, "--strategy", "miga")
+    assert f"{STATE} is of a run with --strategy fifo, not miga" in line
+    forged(lambda facts: facts["config"].update(strategy="miga", window_frames=8, guide_frames=0))
+    assert f"{STATE} is of another run, or damaged" in refused("fifo", "--resume", STATE)
+
+
+def test_a_state_from_before_there_were_strategies(call, forged):
+    """A field that it lacks has its default."""
+    new = {"strategy", "zigzag", "guide_frames", "guides", "reflect", "reflect_threshold", "refine", "tail"}
+
+    def age(facts: dict[str, Any]) -> None:
+        facts["config"] = {name: value for name, value in facts["config"].items() if name not in new}
+
+    forged(age, lambda held: held.pop("waiting"))
+    code, _, err = call("fifo", "--resume", STATE)
+    assert code == 0, err
 
 
 def test_a_state_of_another_model(refused, forged):

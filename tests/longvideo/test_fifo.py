@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidlose.diffusion.denoiser import Condition, Denoiser, Prediction
+from vidlose.diffusion.denoiser import Condition, Denoiser, Prediction, View
 from vidlose.diffusion.sampling import Sampler, SeededNoise, ddim_step
 from vidlose.diffusion.schedule import NoiseSchedule, per_frame
 from vidlose.errors import InputError
 from vidlose.longvideo import fifo
-from vidlose.longvideo.queue import Queue
+from vidlose.longvideo.queue import Queue, fill
 
 SCHEDULE = NoiseSchedule.of("scaled_linear")
 TOLERANCE = 2e-5
@@ -37,18 +37,18 @@ def test_goldens(golden, replay, stub, case, window_batch):
     torch.testing.assert_close(base, t["base_x0"], atol=TOLERANCE, rtol=0)
 
     ladder = schedule.ladder("linspace", steps, scaled=False)
-    plan = fifo.plan(ladder, frames, lookahead)
     start = {"default": "reference", "uniform": "uniform"}[facts["extension"]]
-    latents, levels = fifo.fill(base[0], start, plan, ladder, replay([t["prepare_noise"].transpose(0, 1)]))
+    plan = fifo.plan(ladder, frames, lookahead, start)
+    latents = fill(base[0], plan, ladder, replay([t["prepare_noise"].transpose(0, 1)]))
     torch.testing.assert_close(latents.transpose(0, 1)[None], t["queue_init"], atol=TOLERANCE, rtol=0)
-    assert [level - ladder.floor for level in levels] == t["queue_level_index"].tolist()
+    assert [level - ladder.floor for level in plan.levels] == t["queue_level_index"].tolist()
 
     draws = []
     for step, tail in zip(t["step_noise"], t["tail_noise"], strict=True):  # [R C F h w], [C h w]
         draws += [step[:, :, plan.lead :].transpose(1, 2).flatten(0, 1), tail[None]]
     sampler = Sampler(Denoiser(stub), ladder, facts["cfg_scale"], facts["eta"])
     denoise = sampler.bind(condition)
-    queue = Queue(plan, sampler, lambda _: denoise, replay(draws), latents, levels, window_batch=window_batch)
+    queue = Queue(plan, sampler, lambda _: denoise, replay(draws), latents, window_batch=window_batch)
     emitted = torch.cat(list(itertools.islice(queue, facts["iterations"])))
     torch.testing.assert_close(emitted, t["emitted_latents"], atol=TOLERANCE, rtol=0)
     assert torch.equal(to_uint8(emitted), t["emitted_frames"])
@@ -103,9 +103,9 @@ def test_other_settings(stub, start, lookahead, partitions, frames, eta, guidanc
     torch.manual_seed(0)
     denoise = sampler.bind(Condition(torch.randn(1, 3, 6), torch.randn(1, 3, 6)))
     base = torch.randn(4, frames, 2, 5)
-    plan = fifo.plan(ladder, frames, lookahead)
+    plan = fifo.plan(ladder, frames, lookahead, start)
     noise = SeededNoise(1)
-    queue = Queue(plan, sampler, lambda _: denoise, noise, *fifo.fill(base, start, plan, ladder, noise))
+    queue = Queue(plan, sampler, lambda _: denoise, noise, fill(base, plan, ladder, noise))
     ours = torch.cat(list(itertools.islice(queue, 20)))
     theirs = told(denoise, base, ladder, frames, lookahead, start, eta, SeededNoise(1), 20)
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE)
@@ -126,8 +126,9 @@ class Perfect:
     def __init__(self, ladder) -> None:
         self.ladder, self.seen = ladder, []
 
-    def __call__(self, x: Tensor, level: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, level: Tensor, view: View) -> Prediction:
         self.seen.append(level)
+        x, level = view.kept(x, 2), view.kept(level, 1)
         alpha, sigma = (per_frame(table, level, x) for table in (self.ladder.alpha, self.ladder.sigma))
         answer = torch.full_like(x, 0.25)
         return Prediction(answer, (x - alpha * answer) / sigma)
@@ -141,8 +142,8 @@ def test_with_an_oracle_every_frame_is_the_answer():
     oracle = Perfect(ladder)
     for denoised in (False, True):
         noise = SeededNoise(0)
-        start = fifo.fill(torch.zeros(4, 8, 6, 6), "reference", plan, ladder, noise)
-        queue = Queue(plan, sampler, lambda _: oracle, noise, *start, denoised=denoised)
+        start = fill(torch.zeros(4, 8, 6, 6), plan, ladder, noise)
+        queue = Queue(plan, sampler, lambda _: oracle, noise, start, denoised=denoised)
         frames = torch.cat(list(itertools.islice(queue, 40)))[17:]
         error = frames - 0.25
         if denoised:  # the clean estimate is the answer itself
@@ -166,18 +167,18 @@ def test_state_continues_bit_by_bit(stub):
     ladder = SCHEDULE.ladder("linspace", 12)
     sampler = Sampler(Denoiser(stub), ladder, 7.5, 1.0)
     denoise = sampler.bind(Condition(torch.randn(1, 3, 6), torch.randn(1, 3, 6)))
-    plan = fifo.plan(ladder, 4, lookahead=True)
+    plan = fifo.plan(ladder, 4, lookahead=True, start="uniform")
     for denoised, cut in ((False, 0), (False, 7), (True, 7)):
         noise = SeededNoise(2)
-        start = fifo.fill(torch.randn(4, 4, 2, 3), "uniform", plan, ladder, noise)
-        queue = Queue(plan, sampler, lambda _: denoise, noise, *start, denoised=denoised)
+        start = fill(torch.randn(4, 4, 2, 3), plan, ladder, noise)
+        queue = Queue(plan, sampler, lambda _: denoise, noise, start, denoised=denoised)
         list(itertools.islice(queue, cut))
         state = {name: tensor.clone() for name, tensor in queue.state().items()}
         rng = noise.generator.get_state()
         expected = torch.cat(list(itertools.islice(queue, 9)))
         again = SeededNoise(99)
         again.generator.set_state(rng)
-        fresh = Queue(plan, sampler, lambda _: denoise, again, *start, denoised=denoised)
+        fresh = Queue(plan, sampler, lambda _: denoise, again, start, denoised=denoised)
         fresh.restore(state)
         assert torch.equal(torch.cat(list(itertools.islice(fresh, 9))), expected)
     with pytest.raises(InputError, match="queue is"):
@@ -195,8 +196,8 @@ def test_the_whole_queue_turns_to_a_new_prompt(stub):
 
     def video(at: int) -> Tensor:
         noise = SeededNoise(0)
-        start = fifo.fill(base, "reference", plan, ladder, noise)
-        queue = Queue(plan, sampler, lambda it: storm if it >= at else calm, noise, *start)
+        start = fill(base, plan, ladder, noise)
+        queue = Queue(plan, sampler, lambda it: storm if it >= at else calm, noise, start)
         return torch.cat(list(itertools.islice(queue, 24)))
 
     plain, turned = video(99), video(10)

@@ -31,6 +31,7 @@ from vidlose.cli import main
 from vidlose.cli.console import Console
 from vidlose.io.video import read_frames
 from vidlose.recipes import fifo as recipe
+from vidlose.recipes import fifo_state
 
 KILLS = int(os.environ.get("VIDLOSE_TEST_KILLS", "2"))
 SEED = int(os.environ.get("VIDLOSE_TEST_SEED", random.randrange(10**6)))
@@ -40,6 +41,8 @@ TINY = ["fifo", "-m", "random", "--partitions", "2", "--window-frames", "4", "--
 WHOLE = [*TINY, "--width", "32", "--height", "32", "--frames", str(FRAMES), "-p", "a river"]
 SMALL = [*TINY, "--width", "16", "--height", "16", "--state-every", "4"]
 RIVER = [*SMALL, "-p", "a river"]
+MIGA = ["--strategy", "miga", "--partitions", "1", "--window-frames", "8", "--zigzag", "2", "--guide-frames", "0"]
+MIGA += ["--no-reflect"]
 OUTPUTS = ["out.safetensors", "out/", "out.mp4"]
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("VIDLOSE_")},
@@ -194,9 +197,9 @@ def kill(process: subprocess.Popen[bytes], children: bool) -> None:
 # --- kill -9
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_kill_9_at_any_moment(run, unbroken, tmp_path, output):
-    seed = f"{SEED}-{output}"
+@pytest.mark.parametrize(("output", "more"), [*((output, []) for output in OUTPUTS), ("out.safetensors", MIGA)])
+def test_kill_9_at_any_moment(run, unbroken, tmp_path, output, more):
+    seed, words = f"{SEED}-{output}-{len(more)}", [*WHOLE, *more, "-o", output]
     print(f"VIDLOSE_TEST_SEED={SEED}")
     chance = random.Random(seed)
     state = tmp_path / STATE
@@ -204,7 +207,7 @@ def test_kill_9_at_any_moment(run, unbroken, tmp_path, output):
         going_on = state.exists()
         if going_on and facts(state)["finished"]:
             break
-        process = start(tmp_path, *(["fifo", "--resume", STATE] if going_on else [*WHOLE, "-o", output, "--overwrite"]))
+        process = start(tmp_path, *(["fifo", "--resume", STATE] if going_on else [*words, "--overwrite"]))
         events, moment, children = chance.randrange(40), chance.random() * 0.1, chance.random() < 0.5
         at_the_end = nth == KILLS - 1 and chance.random() < 0.5
         print(f"{'resumed' if going_on else 'new'}: kill -9 {moment:.3f} s after {events=}, {at_the_end=}, {children=}")
@@ -220,10 +223,10 @@ def test_kill_9_at_any_moment(run, unbroken, tmp_path, output):
             process.stderr.close()
             assert process.returncode == 0, said
     if not state.exists():
-        run(*WHOLE, "-o", output, "--overwrite")
+        run(*words, "--overwrite")
     elif not facts(state)["finished"]:
         run("fifo", "--resume", STATE)
-    assert np.array_equal(decoded(tmp_path / output), unbroken(*WHOLE, "-o", output))
+    assert np.array_equal(decoded(tmp_path / output), unbroken(*words))
     left = {path.name for path in tmp_path.iterdir()} - {f"{STATE}.part", f"{output}.part"}
     assert left == {output.rstrip("/"), STATE, "out.json"}
     assert facts(state)["position"]["kept"] == FRAMES and facts(state)["finished"]
@@ -267,7 +270,7 @@ def test_crash_before_the_first_state_of_a_replacement(run, on_event, tmp_path, 
 )
 def test_crash_around_a_state(run, unbroken, tmp_path, monkeypatch, output, when, nth):
     """The frames of a state are safe before it, and the state is whole or the one before."""
-    save, calls = recipe.save_state, []
+    save, calls = fifo_state.save_state, []
 
     def crash(path: Path, *rest: Any) -> None:
         calls.append(path)
@@ -281,7 +284,7 @@ def test_crash_around_a_state(run, unbroken, tmp_path, monkeypatch, output, when
 
     words = [*RIVER, "--frames", "12", "-o", output]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(recipe, "save_state", crash)
+        patch.setattr(fifo_state, "save_state", crash)
         run(*words)
     if (tmp_path / STATE).exists():
         run("fifo", "--resume", STATE)
@@ -294,7 +297,7 @@ def test_crash_around_a_state(run, unbroken, tmp_path, monkeypatch, output, when
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_crash_between_the_output_and_the_last_state(run, unbroken, tmp_path, monkeypatch, output):
     """The output has its name and its pieces are gone, but the state does not know."""
-    save = recipe.save_state
+    save = fifo_state.save_state
 
     def crash(path: Path, tensors: Any, facts: dict[str, Any]) -> None:
         if facts["finished"]:
@@ -303,7 +306,7 @@ def test_crash_between_the_output_and_the_last_state(run, unbroken, tmp_path, mo
 
     words = [*RIVER, "--frames", "14", "-o", output]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(recipe, "save_state", crash)
+        patch.setattr(fifo_state, "save_state", crash)
         run(*words)
     run("fifo", "--resume", STATE)
     assert np.array_equal(decoded(tmp_path / output), unbroken(*words))
@@ -339,11 +342,14 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
         ["--no-lookahead", "--window-frames", "5", "-g", "1"],
         ["--emit", "denoised", "--keep-warmup", "--eta", "0"],
         ["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"],
+        ["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"],
+        [*MIGA, "--tail", "coherent", "--no-refine", "--zigzag", "4"],
+        [*MIGA, "--guides", "head", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
     ],
     ids=" ".join,
 )
 def test_every_kind_of_run_resumes_bit_by_bit(run, unbroken, on_event, interrupt, tmp_path, words):
-    words = [*RIVER, *words, "--frames", "12", "-o", "out.safetensors"]
+    words = [*RIVER, "--frames", "12", *words, "-o", "out.safetensors"]
     on_event(crash_at(7))
     with pytest.raises(Crash):
         run(*words)
@@ -663,6 +669,11 @@ OTHERS = {
     "--prompt-schedule": "0: a storm",
     "--queue-start": "uniform",
     "--uniform-latents": None,
+    "--strategy": "miga",
+    "--zigzag": "2",
+    "--refine": None,
+    "--tail": "coherent",
+    "--reuse-noise": "4",
     "--emit": "denoised",
     "--keep-warmup": None,
     "--no-scale-aware": None,

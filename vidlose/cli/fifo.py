@@ -76,6 +76,81 @@ def fifo(
     state_every: Annotated[
         int, option("--state-every", help="Frames between two states.", panel="Resume")
     ] = FifoConfig.state_every,
+    strategy: Annotated[
+        str,
+        option(
+            "--strategy",
+            help="fifo: every frame at a level of its own. miga: blocks of frames share one, windows look ahead and"
+            " see guide frames from far before, and a second stage refines what leaves.",
+            panel="Strategy",
+        ),
+    ] = FifoConfig.strategy,
+    zigzag: Annotated[
+        int | None,
+        option(
+            "--zigzag",
+            help="Frames that share a noise level; it divides the window's.",
+            panel="Strategy",
+            show_default="fifo 1, miga 4",
+        ),
+    ] = None,
+    guide_frames: Annotated[
+        int | None,
+        option(
+            "--guide-frames",
+            help="Frames of a window that come from far before it, to remind it of the scene.",
+            panel="Strategy",
+            show_default="miga 4",
+        ),
+    ] = None,
+    guides: Annotated[
+        str,
+        option(
+            "--guides",
+            help="blocks: one of each block just before the window. head: evenly from all of the queue before it.",
+            panel="Strategy",
+        ),
+    ] = FifoConfig.guides,
+    reflect: Annotated[
+        bool | None,
+        option(
+            "--reflect/--no-reflect",
+            help="Draw a block anew, five times, that is less like those before it than the last one was.",
+            panel="Strategy",
+            show_default="miga on",
+        ),
+    ] = None,
+    reflect_threshold: Annotated[
+        float, option("--reflect-threshold", help="The fall in likeness (cosine) that is one.", panel="Strategy")
+    ] = FifoConfig.reflect_threshold,
+    refine: Annotated[
+        bool | None,
+        option(
+            "--refine/--no-refine",
+            help="Frames leave the queue with some noise, and a second stage denoises them at one level for all of a"
+            " window. The first is seen some 280 frames later, or at the end of a shorter video.",
+            panel="Strategy",
+            show_default="fifo off, miga on",
+        ),
+    ] = None,
+    tail: Annotated[
+        str | None,
+        option(
+            "--tail",
+            help="What enters the queue: noise; base, the base clip's last frame under noise; coherent, noise with"
+            " the low frequencies of the newest frame, or coherent-reference, with the filter of its original.",
+            panel="Strategy",
+            show_default="fifo noise, miga base",
+        ),
+    ] = None,
+    reuse_noise: Annotated[
+        int,
+        option(
+            "--reuse-noise",
+            help="The noise of new frames is of so many frames, again and again in other orders; 0 is always fresh.",
+            panel="Strategy",
+        ),
+    ] = FifoConfig.reuse_noise,
     partitions: Annotated[
         int | None,
         option(
@@ -169,8 +244,9 @@ def fifo(
     if resume is None:
         resolved = FifoConfig(**given)
     from vidlose.recipes import fifo as recipe
+    from vidlose.recipes import fifo_state
 
     saved = None
     if resume is not None:
-        resolved, saved = recipe.resume(resume, extend, given)
+        resolved, saved = fifo_state.resume(resume, extend, given)
     context.obj.result(recipe.fifo(resolved, context.obj, saved))

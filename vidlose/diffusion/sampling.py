@@ -16,6 +16,7 @@ class NoiseSource(Protocol):
     """Standard normal noise of a shape, fp32; seeded once, on the CPU, so that any device gives the same video."""
 
     def __call__(self, *shape: int) -> Tensor: ...
+    def fork(self) -> "NoiseSource": ...  # draws the same from here on, and leaves this one as it is
 
 
 class SeededNoise:
@@ -27,6 +28,11 @@ class SeededNoise:
 
     def __call__(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator).to(self.device)
+
+    def fork(self) -> "SeededNoise":
+        fork = SeededNoise(0, self.device)
+        fork.generator.set_state(self.generator.get_state())
+        return fork
 
 
 def ddim_step(

@@ -1,133 +1,44 @@
 """`vidlose fifo`: a prompt goes in, an endless stream of finished frames comes out."""
 
-import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidlose import checkpoints
 from vidlose.checkpoints.video_model import VideoModel
-from vidlose.config import FifoConfig, flag, names, restored
+from vidlose.config import FifoConfig
 from vidlose.diffusion.denoiser import Condition, Denoise
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import InputError, Interrupted, NonFinite, UsageError, pick
+from vidlose.errors import InputError, Interrupted, NonFinite, pick
 from vidlose.io.latents import SUFFIX, read_latents
-from vidlose.io.segments import check_file
-from vidlose.io.state import load_state, save_state
 from vidlose.io.video import read_frames
-from vidlose.longvideo import fifo as method
-from vidlose.longvideo.queue import Queue
+from vidlose.longvideo import strategies
+from vidlose.longvideo.queue import Queue, fill
+from vidlose.longvideo.refine import Refine
 from vidlose.models.autoencoder import from_uint8
-from vidlose.recipes import prompts, runtime
+from vidlose.recipes import fifo_state, prompts, runtime
+from vidlose.recipes.fifo_state import Position, Saved
 from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
-FILES = {"model", "motion_module", "lora", "vae"}
-FREE = FILES | {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
-"""What a resumed run may say anew; everything else comes from the state. Files may have moved: their content counts."""
-FREE_IN_EXTENSION = {"prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
-"""What a continuation into a new output may say besides."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A run's state as it was on disk.
-
-    Facts: config, fingerprint, position (see `Position`), finished.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
-
-    @staticmethod
-    def load(path: str) -> "Saved":
-        tensors, facts = load_state(Path(path))
-        if not isinstance(facts, dict) or facts.get("kind") != "fifo":
-            raise InputError(f"{path} is not the state of a fifo run")
-        try:
-            restored(FifoConfig, facts["config"])
-            if facts["position"].keys() != asdict(Position()).keys():
-                raise InputError("its position has other fields")
-            Position(**facts["position"])
-            if type(facts["finished"]) is not bool or type(facts["fingerprint"]) is not str:
-                raise InputError("its facts are of other types")
-        except (AttributeError, InputError, UsageError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
-        return Saved(Path(path), tensors, facts)
-
-    def restore(self, queue: Queue, noise: SeededNoise) -> None:
-        """Put queue and noise where they were. Raises InputError where the state is not of such a queue."""
-        try:
-            queue.restore(self.tensors)
-            noise.generator.set_state(self.tensors["rng"])
-        except (InputError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path} is of another run, or damaged: {error}") from error
-
-
-def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoConfig, Saved]:
-    """The config of a run that goes on from a state file; `given` are the options said explicitly.
-
-    extend: so many more frames, of a finished run, into a new output. Raises InputError that names the first
-    option which the state contradicts.
-    """
-    saved = Saved.load(state)
-    before = {key: saved.facts["config"][key] for key in names(FifoConfig)}
-    if before["output"] != "-":  # kept as seen from the state's folder
-        before["output"] = relative(os.path.join(saved.path.parent, before["output"]), os.curdir)
-    free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
-    for key, value in given.items():
-        if key not in free and value not in (before[key], "auto"):
-            raise InputError(f"{state} is of a run with {flag(key)} {before[key]}, not {value}")
-    given = {key: value for key, value in given.items() if value != "auto"}
-    if extend is None:
-        if saved.facts["finished"]:
-            raise InputError(f"{state} is finished; continue it with --extend N -o NEW")
-        if not same_path(given.get("output", before["output"]), before["output"]):
-            raise InputError(f"{state} writes to {before['output']}; a new -o goes with --extend N")
-        given = {"state": state, **given}
-    else:
-        if not saved.facts["finished"]:
-            raise InputError(f"{state} is not finished: --resume it without --extend first")
-        if extend < 1:
-            raise InputError(f"--extend is {extend}; give a number of frames")
-        if "output" not in given:
-            raise UsageError("--extend needs a new -o")
-        given = {"prompt": None, "prompt_schedule": None, **given} if given.keys() & PROMPTS else given
-        given = {"state": None, "format": None, **given, "frames": extend}
-    return FifoConfig(**{**before, "overwrite": False, **given}), saved
-
-
-def relative(path: str, folder: str | Path) -> str:
-    """As seen from a folder; what asks for a folder of frames, by its last slash, still does."""
-    return os.path.relpath(path, folder) + ("/" if path.endswith("/") else "")
-
-
-def same_path(one: str, other: str) -> bool:
-    return one == other or "-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other)
-
-
-PROMPTS = {"prompt", "prompt_schedule"}
 CPU_BATCH = 16384
 """Latent pixels in one batch (both branches) beyond which a processor measured no gain, only more memory."""
 
 
 def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
     """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
-    goes_on = saved is not None and not saved.facts["finished"]
+    goes_on = saved is not None and not saved.finished
     config, timeline = name(config)
     check_output(replace(config, overwrite=config.overwrite or goes_on))
     if config.start and not saved and not config.start.endswith(SUFFIX):
         check_ffmpeg()
-    state_path = state_file(config, saved if goes_on else None)
+    state_path = fifo_state.path_of(config, saved if goes_on else None)
     stepper = pick(STEPS, config.scheduler, "scheduler")
-    start = pick(method.STARTS, config.queue_start, "queue start")
     device = runtime.device(config.device)
 
     with Signals() as signals, runtime.memory_errors():
@@ -135,56 +46,57 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         model = checkpoints.load(config)
         config, settled = resolve(config, model, device)
         fingerprint = model.fingerprint()
-        if saved and saved.facts["fingerprint"] != fingerprint:
-            before = saved.facts["config"]["model"]
-            if before != config.model:
-                raise InputError(f"{saved.path} is of a run with --model {before}, not {config.model}")
-            raise InputError(f"{saved.path} is of another model: {config.model}, or a file with it, has changed since")
+        if saved:
+            saved.check_model(config.model, fingerprint)
         assert config.partitions
         steps = config.partitions * settled.frames
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
-        plan = method.plan(ladder, settled.frames, config.lookahead)
+        plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
         model.ready(device, settled.torch_dtype)
 
         sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
         noise = SeededNoise(settled.seed, device)
-        warmup = 0 if config.keep_warmup else start.warmup(steps, settled.frames)
-        position = position_of(saved, config) if saved else Position()
+        warmup = 0 if config.keep_warmup else plan.warmup
+        position = fifo_state.position_of(saved, config) if saved else Position()
 
         image = None if config.image is None else runtime.read_image(config.image, settled)
 
         def condition(prompt: str) -> Condition:
             return model.condition(prompt, config.negative, settled.fps_condition, image)
 
-        bound = lru_cache(maxsize=1)(lambda prompt: sampler.bind(condition(prompt)))  # time only moves forward
+        bound = lru_cache(maxsize=2)(lambda prompt: sampler.bind(condition(prompt)))  # time only moves forward
 
-        def denoise_at(iteration: int) -> Denoise:
-            return bound(timeline.at(iteration - warmup - position.prompts_from))
+        def denoise_frame(frame: int) -> Denoise:
+            return bound(timeline.at(frame - warmup - position.prompts_from))
 
-        if saved:
-            levels = method.levels(plan)
-            latents = torch.zeros(len(levels), *latent_shape(model, settled), device=device)
-        else:
-            clip = None if given is None else encode_start(given, config.start, model, settled)
+        if saved:  # what is in the queue comes from the state
+            clip = torch.zeros(base_shape(model, settled), device=device)
+        elif given is not None:
+            clip = encode_start(given, config.start, model, settled)
             report.say(f"seed {settled.seed}")
-            if clip is None:  # the base clip keeps the scale its model was trained with, as the reference does
-                whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
-                clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
-            latents, levels = method.fill(clip, config.queue_start, plan, ladder, noise)
+        else:  # the base clip keeps the scale its model was trained with, as the reference does
+            report.say(f"seed {settled.seed}")
+            whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
+            clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
+        denoised = config.emit == "denoised"
         queue = Queue(
             plan,
             sampler,
-            denoise_at,
+            lambda iteration: denoise_frame(plan.frame(iteration)),
             noise,
-            latents,
-            levels,
+            fill(clip, plan, ladder, noise),
+            memory=strategies.memory(config, clip, noise),
             window_batch=config.window_batch,
-            denoised=config.emit == "denoised",
+            denoised=denoised and not config.refine,
         )
+        stream: Queue | Refine = queue
+        if config.refine:
+            total = warmup + position.first + config.frames if config.frames else None
+            stream = Refine(queue, denoise_frame, settled.frames, total=total, denoised=denoised)
         if saved:
-            saved.restore(queue, noise)
-        Run(config, settled, model, fingerprint, queue, noise, report, signals, state_path, warmup, position).go()
+            saved.restore(stream, noise)
+        Run(config, settled, model, fingerprint, stream, noise, report, signals, state_path, warmup, position).go()
     return config.output or ""
 
 
@@ -218,43 +130,13 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
-    return replace(config, **decided), settled
+    return replace(config, **decided, **config.settled()), settled
 
 
-def position_of(saved: Saved, config: FifoConfig) -> "Position":
-    """Where a run takes up. A continuation is a new output, whose own prompts, if any, count from its frame 0."""
-    position = Position(**saved.facts["position"])
-    if not saved.facts["finished"]:
-        return position
-    new_prompts = any(getattr(config, key) != saved.facts["config"][key] for key in PROMPTS)
-    return replace(position, first=position.kept, prompts_from=position.kept if new_prompts else position.prompts_from)
-
-
-def state_file(config: FifoConfig, goes_on: Saved | None) -> Path | None:
-    """Where the state goes: beside a file or folder, nowhere for a pipe unless asked. Raises InputError.
-
-    goes_on: the state that this run takes up and may replace.
-    """
-    if config.state is None and config.output == "-":
-        return None
-    path = Path(config.state) if config.state else runtime.beside(config.output or "", ".fifo" + SUFFIX)
-    if same_path(str(path), (config.output or "").rstrip("/")):
-        raise InputError(f"--state and -o are the same file: {path}")
-    check_file(path, overwrite=True)
-    if config.output != "-":
-        taken, own = [os.path.realpath(name) for name in written_beside(config)], os.path.realpath(path)
-        if any(own == name or own.startswith(name + os.sep) for name in taken):
-            raise InputError(f"--state {path} is a name that the run itself writes to: give another")
-    its_own = goes_on is not None and same_path(str(path), str(goes_on.path))
-    if path.exists() and not (config.overwrite or its_own):
-        raise InputError(f"{path} holds the state of another run: --resume it, give another -o, or --overwrite")
-    return path
-
-
-def written_beside(config: FifoConfig) -> list[str]:
-    """Every name, of a file or of a folder, that a run writes to besides its state."""
-    target = (config.output or "").rstrip("/")
-    return [target, *(target + end for end in (".part", ".parts", ".raw")), str(runtime.card_path(config.output or ""))]
+def base_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int, int]:
+    """(C, f, h, w)."""
+    channels, height, width = latent_shape(model, settled)
+    return channels, settled.frames, height, width
 
 
 def latent_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int]:
@@ -307,33 +189,8 @@ def base_clip(
         signals.check()
         report.progress("base clip", done, total)
 
-    channels, height, width = latent_shape(model, settled)
-    x = noise(1, channels, settled.frames, height, width)
+    x = noise(1, *base_shape(model, settled))
     return sampler.clip(sampler.bind(condition), x, noise, progress)[0]
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands, in frames.
-
-    emitted: given by the queue, warm-up and all. kept: those of them that went to an output. first: the kept
-    frame with which this output begins. prompts_from: the kept frame at which its prompts begin to count.
-    """
-
-    emitted: int = 0
-    kept: int = 0
-    first: int = 0
-    prompts_from: int = 0
-
-    def __post_init__(self) -> None:
-        for name, number in asdict(self).items():
-            if type(number) is not int or number < 0:
-                raise InputError(f"{name} is {number!r}")
-
-    @property
-    def written(self) -> int:
-        """Frames of this output."""
-        return self.kept - self.first
 
 
 @dataclass
@@ -344,7 +201,7 @@ class Run:
     settled: Settled
     model: VideoModel
     fingerprint: str
-    queue: Queue
+    stream: Queue | Refine
     noise: SeededNoise
     report: Reporter
     signals: Signals
@@ -375,7 +232,6 @@ class Run:
         except BaseException:
             output.sink.abort()
             raise
-        self._save(finished=True)
         seconds = time.monotonic() - began
         result = {
             "frames": self.position.written,
@@ -386,6 +242,7 @@ class Run:
         }
         if card and target != "-":
             runtime.write_card(target, {**card, **result})
+        self._save(finished=True)
         self.report.event("done", ok=True, output=target, seed=self.settled.seed, **result)
         if self.signals.stop:
             raise Interrupted(f"{self.signals.stop}: {target} is complete{self._how_to_go_on('--extend 100 -o NEW')}")
@@ -397,7 +254,7 @@ class Run:
         total = self.config.frames or None
         while total is None or self.position.written < total:
             output.sink.check()
-            latents = next(self.queue)
+            latents = next(self.stream)
             kept = self.position.emitted >= self.warmup
             self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
             if kept:
@@ -436,17 +293,8 @@ class Run:
     def _save(self, finished: bool = False) -> None:
         if not self.state_path:
             return
-        if not self.queue.latents.isfinite().all():  # the state before stays good
+        tensors = {**self.stream.state(), "rng": self.noise.generator.get_state()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):  # the state before stays good
             raise NonFinite("the queue holds NaN or infinity; try --dtype fp32 or a lower --guidance-scale")
-        output = self.config.output or ""
-        if output != "-":  # so that state and output may be moved, or resumed from another folder, together
-            output = relative(output, self.state_path.parent)
-        facts = {
-            "kind": "fifo",
-            "config": {**self.config.resolved(), "output": output},
-            "fingerprint": self.fingerprint,
-            "position": asdict(self.position),
-            "finished": finished,
-        }
-        save_state(self.state_path, {**self.queue.state(), "rng": self.noise.generator.get_state()}, facts)
+        fifo_state.save(self.state_path, self.config, self.fingerprint, self.position, finished, tensors)
         self.report.event("state", path=str(self.state_path), frames=self.position.written)

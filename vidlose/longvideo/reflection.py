@@ -1,0 +1,89 @@
+"""Self-reflection (MIGA, arXiv 2605.18233): a block that is less like those before it than the last one was is drawn
+anew, several times, and the likest is kept.
+
+It is judged while it is still noisy, at one level of the queue, which each block passes once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidlose.longvideo.queue import Queue
+from vidlose.longvideo.slots import Call
+
+Drawing = Callable[[int, int], list[Call]]
+"""(number of slots, the first that may be written) -> the model calls of a sweep."""
+SCORE = "score"  # in a queue's memory: how like its guides the last judged block was, and whether there was one [2]
+
+
+def likeness(guides: Tensor, block: Tensor) -> float:
+    """Mean cosine between frames of two sets `[N C h w]`, each averaged over its channels."""
+    one, other = (F.normalize(frames.mean(1).flatten(1), dim=1) for frames in (guides, block))  # [N S]
+    return float((one @ other.T).mean())
+
+
+def likeness_of_means(guides: Tensor, block: Tensor) -> float:
+    """Cosine between the means of two sets `[N C h w]` over frames and channels, as the original has it."""
+    one, other = (frames.mean((0, 1)).flatten() for frames in (guides, block))
+    return float(F.cosine_similarity(one, other, dim=0))
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """A review of the queue.
+
+    threshold: the fall in likeness beyond which a block is drawn anew. candidates: how often. guides: blocks before it
+    that it is compared with.
+    """
+
+    threshold: float = 0.01
+    candidates: int = 5
+    guides: int = 3
+    score: Callable[[Tensor, Tensor], float] = likeness
+
+    def __call__(self, queue: Queue, *, judged: int, layout: Drawing, until: int | None = None) -> None:
+        """Judge the block at the row `judged`, if there is one with its guides before it, and another before them.
+
+        until: the iteration from which on nothing is judged. Slots from the judged block on may be replaced.
+        """
+        ended = until is not None and queue.iteration >= until
+        if ended or judged not in queue.levels or queue.levels[0] >= judged - self.guides:
+            return
+        at = queue.levels.index(judged)
+        guides = queue.latents[at - self.guides * queue.plan.width : at]
+        score = self.score(guides, queue.latents[at : at + queue.plan.width])
+        last, known = queue.memory[SCORE].tolist()
+        if known and last - score > self.threshold:
+            drawn = [_candidate(queue, guides, at, layout) for _ in range(self.candidates)]
+            scores = [self.score(guides, slots[: queue.plan.width]) for slots in drawn]
+            if max(scores) > score:
+                score = max(scores)
+                queue.latents = torch.cat([queue.latents[:at], drawn[scores.index(score)]])
+        queue.memory[SCORE] = torch.tensor([score, 1], dtype=torch.float64)
+
+
+def _candidate(queue: Queue, guides: Tensor, at: int, layout: Drawing) -> Tensor:
+    """The slots from `at` on, drawn anew behind the guides, which stay as they are."""
+    denoise = queue.denoise_at(queue.iteration)
+    trial = Queue(
+        replace(queue.plan, layout=lambda _, slots: layout(slots, len(guides)), in_place=False),
+        queue.sampler,
+        lambda _: denoise,
+        queue.noise,
+        guides,
+        queue.levels[at - len(guides) : at],
+        memory=queue.memory,
+        window_batch=queue.window_batch,
+    )
+    while len(trial.levels) < len(queue.levels) - at + len(guides):
+        trial.enter()
+        trial.sweep()
+    return trial.latents[len(guides) :]
+
+
+def memory() -> dict[str, Tensor]:
+    """What a reflection keeps when a run begins."""
+    return {SCORE: torch.zeros(2, dtype=torch.float64)}
