@@ -13,6 +13,7 @@ from vidlose.errors import InputError, UsageError
 C = TypeVar("C")
 
 EMITS = ("reference", "denoised")
+QUERY_ATTENTIONS = ("attn1", "attn2", "both")
 QUEUE_STARTS = ("reference", "uniform")
 GUIDES = ("blocks", "head")
 TAILS = ("noise", "base", "coherent", "coherent-reference")
@@ -63,7 +64,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(ModelConfig):
-    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from."""
+    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. motion_scale: a factor
+    on the logits of attention between frames."""
 
     prompt: str | None = None
     negative: str = ""
@@ -75,6 +77,7 @@ class SampleConfig(ModelConfig):
     fps_condition: float | None = None
     guidance_scale: float | None = None
     eta: float | None = None
+    motion_scale: float = 1.0
     scheduler: str = "ddim"
     seed: int | None = None
     device: str = "auto"
@@ -90,6 +93,7 @@ class SampleConfig(ModelConfig):
         between(self, "fps", 0.01, 1000)
         between(self, "fps_condition", 0.01, 1000)
         between(self, "eta", 0, 1)
+        positive(self, "motion_scale", limit=100)
         between(self, "crf", 0, 51)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "guidance_scale", -1000, 1000)
@@ -141,7 +145,10 @@ class FifoConfig(SampleConfig):
     zigzag: frames that share a noise level. guide_frames: of a window's frames, those from far in front of it.
     reflect: draw blocks anew that are unlike those before them, by more than reflect_threshold. refine: a second stage
     at one level for all of a window. tail: what enters; reuse_noise: of so many frames of noise, again and again.
-    What is None is as STRATEGIES has it.
+    What is None of these is as STRATEGIES has it. base_guidance: of the base clip; guidance_clean: of the cleanest
+    frames of a queue, whose noisiest have guidance_scale; None is as that. guidance_low, guidance_high,
+    guidance_rescale: see `diffusion.guidance.Guidance`. query_cache: weight of the network's own queries from its way
+    down on its way up, query_attention: in which temporal attention, query_base: in the base clip, too.
     """
 
     prompt_schedule: str | None = None
@@ -163,6 +170,14 @@ class FifoConfig(SampleConfig):
     refine: bool | None = None
     tail: str | None = None
     reuse_noise: int = 0
+    query_cache: float = 0.0
+    query_attention: str = "attn1"
+    query_base: bool = True
+    base_guidance: float | None = None
+    guidance_clean: float | None = None
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
+    guidance_rescale: float = 0.0
     window_batch: int | None = None
     decode_batch: int = 1
     state: str | None = None
@@ -183,6 +198,18 @@ class FifoConfig(SampleConfig):
         between(self, "guide_frames", 0, LIMIT)
         between(self, "reflect_threshold", 0, 2)
         between(self, "reuse_noise", 0, 2**16)
+        between(self, "query_cache", 0, 1)
+        choice(self, "query_attention", QUERY_ATTENTIONS)
+        if not self.query_cache and (self.query_attention != "attn1" or not self.query_base):
+            raise InputError("--query-attention and --no-query-base go with a --query-cache WEIGHT")
+        for name in ("base_guidance", "guidance_clean"):
+            between(self, name, -1000, 1000)
+        for name in ("guidance_low", "guidance_high", "guidance_rescale"):
+            between(self, name, 0, 1)
+        if self.guidance_low > self.guidance_high:
+            raise InputError(f"--guidance-low {self.guidance_low} is above --guidance-high {self.guidance_high}")
+        if self.base_guidance is not None and self.start is not None:
+            raise UsageError("--start leaves no base clip to sample: give it without --base-guidance")
         self._check_strategy()
         if self.state in ("", "-"):
             raise InputError(f"--state {self.state!r} is no file: give the name of one")

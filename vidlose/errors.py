@@ -52,6 +52,10 @@ class Interrupted(VidloseError):
     exit_code = 130
 
 
+class ProcessLost(VidloseError):
+    """Another process of the run is gone, and with it what this one would have had of it."""
+
+
 class ReaderGone(VidloseError):
     """The reader of our pipe closed it; not worth a message."""
 

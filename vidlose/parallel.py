@@ -9,10 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidlose.errors import ProcessLost
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number and how many there are. What they do together, all of them have to call."""
+    """This process's number and how many there are. What they do together, all of them have to call; it raises
+    ProcessLost in all where one of them has died."""
 
     rank: int = 0
     count: int = 1
@@ -24,34 +27,47 @@ class Processes:
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add up every tensor over the processes, in place."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+        for tensor in tensors:
+            self._reduce(tensor, dist.ReduceOp.SUM)
 
     def most(self, tensor: Tensor) -> Tensor:
         """The largest of every number over the processes."""
-        if self.count > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        self._reduce(tensor, dist.ReduceOp.MAX)
         return tensor
+
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+        if self.count == 1:
+            return
+        try:
+            dist.all_reduce(tensor, operation)
+        except RuntimeError as error:
+            raise ProcessLost(f"another of the {self.count} processes is gone") from error
 
     def any(self, here: bool) -> bool:
         """Does it hold in one of them?"""
         return bool(self.most(torch.tensor(float(here))))
 
-    def share(self, count: int) -> range:
+    def share(self, count: int) -> slice:
         """Which of so many neighbours are this process's: as many as another's, or one less."""
-        return range(self.rank * count // self.count, (self.rank + 1) * count // self.count)
+        return slice(self.rank * count // self.count, (self.rank + 1) * count // self.count)
+
+    def first_says(self, number: int) -> int:
+        """The first one's."""
+        return int(self.most(torch.tensor(number if self.first else 0)))
 
     def wait(self) -> None:
         """For the others to come here."""
         self.any(False)
 
 
+ALONE = Processes()
+
+
 def join(device: str) -> Processes:
     """Meet the other processes where RANK and WORLD_SIZE say that there are some."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
-        return Processes()
+        return ALONE
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if not dist.is_initialized():

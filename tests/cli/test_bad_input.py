@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.cli import main
 from vidlose.io.video import Encoder
+from vidlose.models.unet import UNet
 
 SMALL = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5", "--frames", "3"]
 BARE = ["fifo", *SMALL, "--partitions", "2", "--window-frames", "4"]
@@ -101,10 +102,12 @@ WHOLE = ["--width", "--height", "--frames", "--seed", "--crf"]
 FIFO_WHOLE = ["--partitions", "--window-frames", "--window-batch", "--decode-batch", "--state-every", "--extend"]
 FIFO_WHOLE += ["--zigzag", "--guide-frames", "--reuse-noise"]
 CLIP_WHOLE = ["--steps", "--num-videos"]
-REAL = ["--fps", "--fps-condition", "--guidance-scale", "--eta"]
-FIFO_REAL = ["--reflect-threshold"]
+REAL = ["--fps", "--fps-condition", "--guidance-scale", "--eta", "--motion-scale"]
+FIFO_REAL = ["--reflect-threshold", "--base-guidance", "--guidance-clean"]
+FIFO_REAL += ["--query-cache", "--guidance-low", "--guidance-high", "--guidance-rescale"]
 POSITIVE = {*WHOLE, *FIFO_WHOLE, *CLIP_WHOLE, "--fps", "--fps-condition"} - {"--seed", "--crf", "--frames", "--extend"}
 POSITIVE -= {"--guide-frames", "--reuse-noise"}
+POSITIVE |= {"--motion-scale"}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,11 @@ MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
         ([*FIFO, "--tail", "head"], "unknown tail 'head'; choose from noise, base, coherent, coherent-reference"),
         ([*MIGA, "--reflect-threshold", "3"], "--reflect-threshold is 3.0; it must lie between 0 and 2"),
         ([*FIFO, "--reuse-noise", "-1"], "--reuse-noise is -1"),
+        ([*FIFO, "--query-cache", "1.1"], "--query-cache is 1.1; it must lie between 0 and 1"),
+        ([*FIFO, "--query-cache", "1", "--query-attention", "attn3"], "unknown query attention 'attn3'; choose from"),
+        ([*FIFO, "--query-attention", "attn2"], "--query-attention and --no-query-base go with a --query-cache WEIGHT"),
+        ([*FIFO, "--guidance-rescale", "1.1"], "--guidance-rescale is 1.1; it must lie between 0 and 1"),
+        ([*FIFO, "--guidance-low", "0.6", "--guidance-high", "0.5"], "--guidance-low 0.6 is above --guidance-high 0.5"),
         ([*MIGA, "--no-lookahead"], "--no-lookahead goes with --strategy fifo, not miga"),
         ([*MIGA, "--uniform-latents"], "--queue-start goes with --strategy fifo, not miga"),
         ([*MIGA, "--keep-warmup"], "--keep-warmup goes with --strategy fifo, not miga"),
@@ -204,6 +212,11 @@ MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
 )
 def test_a_strategy_that_cannot_be(refused, words, said):
     assert re.search(said, refused(*words))
+
+
+def test_a_query_cache_of_a_network_without_pairs(refused, monkeypatch):
+    monkeypatch.setattr(UNet, "pairs_queries", False)
+    assert "--query-cache: random has no temporal layers" in refused(*FIFO, "--query-cache", "0.9")
 
 
 # --- choices
@@ -230,6 +243,7 @@ OPTIONS = [
     (["generate"], 2, "give a prompt with -p, or --prompts-file", {}),
     ([*CLIP, "--prompts-file", "p"], 2, "exclude each other", {"p": "x"}),
     ([*CLIP, "--num-videos", "2"], 2, "several videos need a folder: -o out.mp4/", {}),
+    ([*FIFO, "--start", "x.mp4", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", {}),
     ([*FIFO, "--extend", "3"], 2, "--extend goes with --resume STATE", {}),
     ([*FIFO, "--framez", "3"], 2, "No such option: --framez .*--frames", {}),
     ([*FIFO, "-Z"], 2, "No such option: -Z", {}),

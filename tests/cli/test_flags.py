@@ -89,6 +89,7 @@ SAMPLING = {
     "height": ["--height", "24"],
     "guidance_scale": ["-g", "4"],
     "eta": ["--eta", "0.5"],
+    "motion_scale": ["--motion-scale", "2"],
     "seed": ["--seed", "6"],
     "dtype": ["--dtype", "bf16"],
     "frames": ["--frames", "2"],
@@ -101,7 +102,31 @@ ONLY_FIFO = {
     "keep_warmup": ["--keep-warmup"],
     "emit": ["--emit", "denoised"],
     "prompt_schedule": ["--prompt-schedule", "0: a red ball | 1: a storm"],
+    "strategy": ["--strategy", "miga", "--window-frames", "8", "--guide-frames", "0", "--no-reflect"],
+    "zigzag": ["--zigzag", "2"],
+    "refine": ["--refine"],
+    "tail": ["--tail", "base", "--keep-warmup", "--frames", "12"],
+    "reuse_noise": ["--reuse-noise", "3"],
+    "query_cache": ["--query-cache", "0.9"],
+    "base_guidance": ["--base-guidance", "4"],
+    "guidance_clean": ["--guidance-clean", "1"],
+    "guidance_low": ["--guidance-low", "0.5"],
+    "guidance_high": ["--guidance-high", "0.5"],
+    "guidance_rescale": ["--guidance-rescale", "0.7"],
 }
+ONLY_MIGA = {
+    "guide_frames": ["--guide-frames", "0"],
+    "guides": ["--guides", "head"],
+    "reflect": ["--no-reflect"],
+    "reflect_threshold": ["--reflect-threshold", "0.5"],
+}
+ONLY_CACHE = {
+    "query_attention": ["--query-attention", "attn2"],
+    "query_base": ["--no-query-base"],
+}
+CACHE = ["--query-cache", "0.9"]
+MIGA = ["--strategy", "miga", "--window-frames", "12", "--partitions", "1", "--guide-frames", "3"]
+MIGA += ["--reflect-threshold", "0", "--no-refine", "--frames", "1"]
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
@@ -113,6 +138,14 @@ def test_fifo_options_change_the_latents(latents, request, name):
     plain, changed = latents(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
     assert plain.shape != changed.shape or not torch.equal(plain, changed)
     assert torch.equal(latents(*TINY_FIFO, "-p", "a red ball"), plain)  # what did not change repeats exactly
+
+
+@pytest.mark.parametrize(("common", "options"), [(MIGA, ONLY_MIGA), (CACHE, ONLY_CACHE)], ids=["miga", "cache"])
+def test_options_of_options_change_the_latents(latents, common, options):
+    words = [*TINY_FIFO, *common, "-p", "a red ball"]
+    plain = latents(*words)
+    for name, more in options.items():
+        assert not torch.equal(plain, latents(*words, *more)), name
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "steps"])
@@ -296,7 +329,7 @@ def test_every_config_field_is_covered():
     shared = {field.name for field in fields(SampleConfig)}
     assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
     fifo = {field.name for field in fields(FifoConfig)} - shared
-    assert fifo == ONLY_FIFO.keys() | {
+    assert fifo == ONLY_FIFO.keys() | ONLY_MIGA.keys() | ONLY_CACHE.keys() | {
         "frames",
         "start",
         "scale_aware",

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from vidlose import checkpoints
 from vidlose.config import ModelConfig
-from vidlose.diffusion.denoiser import PREDICTIONS, Condition, Denoiser, Prediction
+from vidlose.diffusion.denoiser import PREDICTIONS, Condition, Denoiser, Prediction, View
+from vidlose.diffusion.guidance import Guidance
 from vidlose.diffusion.sampling import Sampler, SeededNoise, ddim_step
 from vidlose.diffusion.schedule import NoiseSchedule, per_frame
 
@@ -91,6 +92,48 @@ def test_guidance_runs_one_batch_and_mixes(stub):
     unguided = Sampler(Denoiser(Counting()), ladder, guidance=1.0).bind(Condition(text, null))(x, level)
     torch.testing.assert_close(unguided.eps, one.eps)
     assert batches == [4, 2]
+
+
+def test_guidance_by_level(stub):
+    """Each frame has its level's weight; where nothing is guided, only the conditional branch runs."""
+    ladder = SCHEDULE.ladder("linspace", 5)
+    guidance = Guidance(9.0, clean=5.0, low=0.2, high=0.8)
+    assert guidance.weights(ladder)[1:].tolist() == pytest.approx([1, 6, 7, 8, 1], abs=1e-2)
+    batches = []
+
+    class Counting(type(stub)):
+        def clips(self, x, *rest):
+            batches.append(len(x))
+            return super().clips(x, *rest)
+
+    text, null = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    x, level = torch.randn(1, 4, 5, 3, 3), torch.tensor([[1, 2, 3, 4, 5]])
+    one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level).eps for of in (text, null))
+    bound = Sampler(Denoiser(Counting()), ladder, guidance).bind(Condition(text, null))
+    weight = guidance.weights(ladder)[1:].float()[None, None, :, None, None]
+    torch.testing.assert_close(bound(x, level).eps, other + weight * (one - other))
+    bound(x[:, :, :2], torch.tensor([[1, 5]]))
+    windows = torch.tensor([[0, 1, 2], [2, 3, 4]])
+    keep = torch.tensor([[True, False, False], [False, False, True]])
+    bound(x, level, View(windows, keep))  # the frames that are wanted count
+    assert batches == [2, 1, 2]
+
+
+def test_guidance_rescaled(stub):
+    """All the way: a guided frame deviates as the conditional one does."""
+    ladder = SCHEDULE.ladder("linspace", 5)
+    text, null = torch.full((1, 3, 6), 40.0), torch.zeros(1, 3, 6)
+    x, level = torch.randn(1, 4, 5, 9, 9), torch.tensor([[1, 2, 3, 4, 5]])
+    out = {
+        (weight, rescale): Sampler(Denoiser(stub), ladder, Guidance(weight, rescale=rescale))
+        .bind(Condition(text, null))(x, level)
+        .eps
+        for weight, rescale in [(1, 0), (9, 0), (9, 0.5), (9, 1)]
+    }
+    of = {key: eps.std((1, 3, 4)) for key, eps in out.items()}
+    assert (of[9, 0] > 1.5 * of[1, 0]).all()
+    torch.testing.assert_close(of[9, 1], of[1, 0])
+    torch.testing.assert_close(of[9, 0.5], (of[9, 0] + of[1, 0]) / 2)
 
 
 @pytest.fixture

@@ -202,6 +202,61 @@ def fifo(
             panel="Queue",
         ),
     ] = FifoConfig.scale_aware,
+    query_cache: Annotated[
+        float,
+        option(
+            "--query-cache",
+            help="How far temporal attention on the network's way up asks with the queries of its way down, which"
+            " holds the layout: 0.9 of a weighted Q-cache, 0 is off.",
+            panel="Network",
+        ),
+    ] = FifoConfig.query_cache,
+    query_attention: Annotated[
+        str,
+        option(
+            "--query-attention", help="In which of a block's temporal attentions: attn1, attn2, both.", panel="Network"
+        ),
+    ] = FifoConfig.query_attention,
+    query_base: Annotated[
+        bool, option("--query-base/--no-query-base", help="In the base clip, too.", panel="Network")
+    ] = FifoConfig.query_base,
+    base_guidance: Annotated[
+        float | None,
+        option(
+            "--base-guidance",
+            help="Guidance of the base clip, which nothing is built on twice.",
+            panel="Guidance of the queue",
+            show_default="as --guidance-scale",
+        ),
+    ] = None,
+    guidance_clean: Annotated[
+        float | None,
+        option(
+            "--guidance-clean",
+            help="Guidance of the cleanest frames; it rises or falls to --guidance-scale at the noisiest.",
+            panel="Guidance of the queue",
+            show_default="as --guidance-scale",
+        ),
+    ] = None,
+    guidance_low: Annotated[
+        float,
+        option(
+            "--guidance-low",
+            help="No guidance of frames with less noise: 0 clean, 1 noise alone.",
+            panel="Guidance of the queue",
+        ),
+    ] = FifoConfig.guidance_low,
+    guidance_high: Annotated[
+        float, option("--guidance-high", help="Nor of frames with more.", panel="Guidance of the queue")
+    ] = FifoConfig.guidance_high,
+    guidance_rescale: Annotated[
+        float,
+        option(
+            "--guidance-rescale",
+            help="How far contrast that guidance adds is taken back: 0 not at all, 1 all the way.",
+            panel="Guidance of the queue",
+        ),
+    ] = FifoConfig.guidance_rescale,
     window_batch: Annotated[
         int | None,
         option(
@@ -216,6 +271,7 @@ def fifo(
         option("--decode-batch", help="Frames decoded together; more wait longer.", panel="Advanced"),
     ] = FifoConfig.decode_batch,
     eta: options.Eta = None,
+    motion_scale: options.MotionScale = FifoConfig.motion_scale,
     scheduler: options.Scheduler = FifoConfig.scheduler,
     fps_condition: options.FpsCondition = None,
     device: options.Device = FifoConfig.device,
@@ -249,4 +305,6 @@ def fifo(
     saved = None
     if resume is not None:
         resolved, saved = fifo_state.resume(resume, extend, given)
-    context.obj.result(recipe.fifo(resolved, context.obj, saved))
+    written = recipe.fifo(resolved, context.obj, saved)
+    if written is not None:
+        context.obj.result(written)

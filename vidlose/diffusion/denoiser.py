@@ -1,7 +1,7 @@
 """What a network's output says: from eps, v or x0 to both the clean estimate and the noise, and back to be learnt."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -143,10 +143,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network and what it predicts: "eps", "v" or "x0"."""
+    """A network and what it predicts: "eps", "v" or "x0".
+
+    options: said to the network at every call, by name (its weighted Q-cache).
+    """
 
     network: Network
     prediction: str = "eps"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def bind(self, condition: Condition, ladder: Ladder) -> Bound:
         """Text keys and values are computed here, once, and serve every call. `condition.null` is not read."""
@@ -156,6 +160,6 @@ class Denoiser:
             fps = None if condition.fps is None else torch.full((len(x),), condition.fps, device=x.device)
             timestep = ladder.timestep[level].to(x.device)
             of = {} if view is None else {"windows": view.windows.to(x.device), "keep": view.keep.to(x.device)}
-            return self.network(x, timestep, keys, fps, branches=branches, **of).to(x.dtype)
+            return self.network(x, timestep, keys, fps, branches=branches, **of, **self.options).to(x.dtype)
 
         return Bound(output, self.prediction, ladder)

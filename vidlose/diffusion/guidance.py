@@ -1,20 +1,56 @@
 """Guidance wraps a denoiser and is a denoiser."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from vidlose.diffusion.denoiser import Bound, View
+from vidlose.diffusion.schedule import Ladder, spread
 
 
-def classifier_free(both: Bound, weight: float) -> Bound:
-    """out_u + weight (out_c - out_u) (Ho & Salimans 2022, weight = 1 + w): weight 1 is unguided.
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly a frame is guided, by its noise; 1 is unguided.
 
+    weight: at the noisiest level. clean: at the ladder's floor, with levels between them in proportion to their
+    timestep; None is as `weight`. low, high: the share of the timesteps, 0 at the floor and 1 at the top, between which
+    frames are guided at all (Kynkäänniemi et al. 2024, arXiv 2404.07724). rescale: how far the guided output is
+    brought back to the deviation of the conditional one, 1 all the way (Lin et al. 2024, arXiv 2305.08891, eq. 15-16).
+    """
+
+    weight: float = 1.0
+    clean: float | None = None
+    low: float = 0.0
+    high: float = 1.0
+    rescale: float = 0.0
+
+    def weights(self, ladder: Ladder) -> Tensor:
+        """The weight at each row of a ladder, fp64 `[K]`."""
+        floor, top = (float(ladder.timestep[row]) for row in (ladder.floor, -1))
+        share = ((ladder.timestep.double() - floor) / max(top - floor, 1)).clamp(0, 1)
+        clean = self.weight if self.clean is None else self.clean
+        return torch.where((share >= self.low) & (share <= self.high), clean + (self.weight - clean) * share, 1.0)
+
+
+def classifier_free(both: Bound, weights: Tensor, rescale: float = 0.0, alone: Bound | None = None) -> Bound:
+    """out_u + weight (out_c - out_u) (Ho & Salimans 2022, weight = 1 + w), at the weight of each frame's level.
+
+    weights: of the ladder's rows `[K]`. rescale: see `Guidance`; deviations are over a frame's channels and pixels.
     both: bound to the texts [cond; null], so that the two branches run as one batch, and part where text is read.
+    alone: bound to the conditional text, for batches in which no frame is guided.
     """
 
     def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
+        weight = weights[level if view is None else view.kept(level, 1)]
+        if alone is not None and (weight == 1).all():
+            return alone.output(x, level, view, branches)
         conditional, unconditional = both.output(x, level, view, 2 * branches).chunk(2)
-        return unconditional + weight * (conditional - unconditional)
+        weight = spread(weight.repeat(branches, 1), conditional)
+        guided = unconditional + weight * (conditional - unconditional)
+        if rescale:
+            deviation = [out.std((1, 3, 4), keepdim=True) for out in (conditional, guided)]
+            guided = guided * (1 + rescale * (deviation[0] / deviation[1].clamp_min(1e-12) - 1))
+        return torch.where(weight == 1, conditional, guided)
 
     return replace(both, output=output)

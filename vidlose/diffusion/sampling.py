@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser, Prediction
-from vidlose.diffusion.guidance import classifier_free
+from vidlose.diffusion.guidance import Guidance, classifier_free
 from vidlose.diffusion.schedule import Ladder, per_frame, spread
 
 
@@ -67,21 +67,26 @@ STEPS: dict[str, Step] = {"ddim": ddim_step}
 class Sampler:
     """A denoiser, the levels of one run and how to go from one to the next.
 
-    guidance: classifier-free weight; 1 is unguided. eta: 0 deterministic, 1 as much noise as DDPM.
+    guidance: classifier-free weight, of all levels or of each; 1 is unguided. eta: 0 deterministic, 1 as much noise as
+    DDPM.
     """
 
     denoiser: Denoiser
     ladder: Ladder
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
     eta: float = 0.0
     stepper: Step = ddim_step
 
     def bind(self, condition: Condition) -> Denoise:
         """The denoiser of a prompt, guided where the condition has a null text and the weight is not 1."""
-        if condition.null is None or self.guidance == 1.0:
+        guidance = self.guidance if isinstance(self.guidance, Guidance) else Guidance(self.guidance)
+        weights = guidance.weights(self.ladder)
+        unguided = weights[self.ladder.floor :] == 1
+        if condition.null is None or unguided.all():
             return self.denoiser.bind(condition, self.ladder)
         texts = Condition(torch.cat([condition.text, condition.null]), fps=condition.fps)
-        return classifier_free(self.denoiser.bind(texts, self.ladder), self.guidance)
+        alone = self.denoiser.bind(condition, self.ladder) if unguided.any() else None
+        return classifier_free(self.denoiser.bind(texts, self.ladder), weights, guidance.rescale, alone)
 
     def step(self, x: Tensor, pred: Prediction, level: Tensor, target: Tensor, noise: Tensor | None) -> Tensor:
         """x `[B C F h w]` from level to target, both `[B F]`."""

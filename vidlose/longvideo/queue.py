@@ -16,6 +16,7 @@ from vidlose.diffusion.sampling import NoiseSource, Sampler
 from vidlose.diffusion.schedule import Ladder
 from vidlose.errors import InputError
 from vidlose.longvideo.slots import Call, Slots
+from vidlose.parallel import ALONE, Processes
 
 Layout = Callable[[int, int], list[Call]]
 """(iteration, number of slots) -> the model calls of a sweep, all of the same length."""
@@ -85,8 +86,10 @@ class Queue(Slots, Iterator[Tensor]):
         memory: dict[str, Tensor] | None = None,
         window_batch: int | None = None,
         denoised: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        super().__init__(sampler, noise, latents, list(plan.levels) if levels is None else levels, window_batch)
+        rows = list(plan.levels) if levels is None else levels
+        super().__init__(sampler, noise, latents, rows, window_batch, processes)
         self.plan, self.denoise_at, self.denoised = plan, denoise_at, denoised
         self.memory = {} if memory is None else memory
         self.iteration = 0
@@ -145,7 +148,7 @@ class Queue(Slots, Iterator[Tensor]):
             "latents": self.latents,
             "levels": torch.tensor(self.levels),
             "position": torch.tensor([self.iteration, int(self.left)]),
-            "waiting": self.waiting,
+            "waiting": self.waiting.clone(),  # a part of what the latents are
             **{f"memory.{name}": tensor for name, tensor in self.memory.items()},
         }
 

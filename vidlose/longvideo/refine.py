@@ -42,7 +42,7 @@ class Refine(Slots, Iterator[Tensor]):
         total: int | None = None,
         denoised: bool = False,
     ) -> None:
-        super().__init__(source.sampler, source.noise, source.latents[:0], [], source.window_batch)
+        super().__init__(source.sampler, source.noise, source.latents[:0], [], source.window_batch, source.processes)
         self.source, self.denoise_at, self.frames = source, denoise_at, frames
         self.total = FOREVER if total is None else max(total, frames)
         level, floor = source.plan.exit, source.sampler.ladder.floor

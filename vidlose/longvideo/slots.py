@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidlose.diffusion.denoiser import Denoise, View
 from vidlose.diffusion.sampling import NoiseSource, Sampler
+from vidlose.parallel import Processes
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,22 @@ class Call:
 class Slots:
     """Latents `[Q C h w]` and their levels (rows of the sampler's ladder), slot 0 the oldest.
 
-    window_batch: model calls that run as one batch; None is all of them. It does not change the result.
+    window_batch: model calls that run as one batch; None is all of them. processes: those that share the calls; all
+    have the same latents and the same noise. Neither changes the result.
     """
 
     def __init__(
-        self, sampler: Sampler, noise: NoiseSource, latents: Tensor, levels: list[int], window_batch: int | None
+        self,
+        sampler: Sampler,
+        noise: NoiseSource,
+        latents: Tensor,
+        levels: list[int],
+        window_batch: int | None,
+        processes: Processes,
     ) -> None:
         self.sampler, self.noise = sampler, noise
         self.latents, self.levels = latents, levels
-        self.window_batch = window_batch
+        self.window_batch, self.processes = window_batch, processes
 
     def step(self, denoise: Denoise, calls: list[Call], in_place: bool = False) -> Tensor:
         """Every slot that a call writes goes one level down. Returns the clean estimates `[Q C h w]`, zero elsewhere.
@@ -70,9 +78,10 @@ class Slots:
         noise: `[Q C h w]`, what a step with eta adds. Both results are `[Q C h w]`: slots that no call writes
         keep their latents, and their clean estimate is zero.
         """
-        after, clean = self.latents.clone(), torch.zeros_like(self.latents)
-        size = self.window_batch or len(calls)
-        for some in (calls[i : i + size] for i in range(0, len(calls), size)):
+        after, clean = both = torch.zeros(2, *self.latents.shape).to(self.latents)
+        own = calls[self.processes.share(len(calls))]
+        size = self.window_batch or max(len(own), 1)
+        for some in (own[i : i + size] for i in range(0, len(own), size)):
             seen, windows = torch.tensor([call.slots for call in some]).unique(return_inverse=True)  # [U], [R F]
             keep = torch.tensor([[i in call.write for i in range(len(call.slots))] for call in some])
             pred = denoise(frames_of(self.latents, seen), level[seen][None], View(windows, keep))
@@ -81,6 +90,9 @@ class Slots:
             x = self.sampler.step(frames_of(self.latents, kept), pred, *ends, frames_of(noise, kept))
             after[kept] = x[0].transpose(0, 1)
             clean[kept] = pred.x0[0].transpose(0, 1)
+        self.processes.sum([both])
+        others = sorted(set(range(len(after))) - {slot for call in calls for slot in call.written})
+        after[others] = self.latents[others]
         return after, clean
 
 

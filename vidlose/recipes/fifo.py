@@ -5,41 +5,49 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidlose import checkpoints
+from vidlose import checkpoints, parallel
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import FifoConfig
-from vidlose.diffusion.denoiser import Condition, Denoise
+from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser
+from vidlose.diffusion.guidance import Guidance
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import InputError, Interrupted, NonFinite, pick
+from vidlose.errors import InputError, Interrupted, NonFinite, ProcessLost, pick
 from vidlose.io.latents import SUFFIX, read_latents
 from vidlose.io.video import read_frames
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.longvideo.refine import Refine
 from vidlose.models.autoencoder import from_uint8
+from vidlose.parallel import Processes
 from vidlose.recipes import fifo_state, prompts, runtime
 from vidlose.recipes.fifo_state import Position, Saved
-from vidlose.recipes.output import Output, check_ffmpeg, check_output
-from vidlose.recipes.runtime import Reporter, Settled, Signals
+from vidlose.recipes.output import Nowhere, Output, check_ffmpeg, check_output
+from vidlose.recipes.runtime import Reporter, Settled, Signals, Silence
 
 CPU_BATCH = 16384
 """Latent pixels in one batch (both branches) beyond which a processor measured no gain, only more memory."""
 
 
-def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str:
-    """Run to the end, or to a signal. Returns the path written ("-" is stdout)."""
+def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> str | None:
+    """Run to the end, or to a signal. Returns the path written ("-" is stdout), in the first of several processes."""
     goes_on = saved is not None and not saved.finished
-    config, timeline = name(config)
-    check_output(replace(config, overwrite=config.overwrite or goes_on))
+    device = runtime.device(config.device)
+    processes = parallel.join(device.type)
+    config, timeline = name(config, processes)
     if config.start and not saved and not config.start.endswith(SUFFIX):
         check_ffmpeg()
-    state_path = fifo_state.path_of(config, saved if goes_on else None)
     stepper = pick(STEPS, config.scheduler, "scheduler")
-    device = runtime.device(config.device)
+    state_path = None
+    if processes.first:
+        check_output(replace(config, overwrite=config.overwrite or goes_on))
+        state_path = fifo_state.path_of(config, saved if goes_on else None)
+    else:
+        report = Silence()
 
     with Signals() as signals, runtime.memory_errors():
         runtime.settle_memory(device)
@@ -51,11 +59,15 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         assert config.partitions
         steps = config.partitions * settled.frames
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
+        if config.query_cache and not model.unet.pairs_queries:
+            raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
         plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
         model.ready(device, settled.torch_dtype)
 
-        sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
+        guidance, base_guidance = guidances(config, settled)
+        denoiser, base_denoiser = denoisers(config, model)
+        sampler = Sampler(denoiser, ladder, guidance=guidance, eta=settled.eta, stepper=stepper)
         noise = SeededNoise(settled.seed, device)
         warmup = 0 if config.keep_warmup else plan.warmup
         position = fifo_state.position_of(saved, config) if saved else Position()
@@ -77,7 +89,8 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             report.say(f"seed {settled.seed}")
         else:  # the base clip keeps the scale its model was trained with, as the reference does
             report.say(f"seed {settled.seed}")
-            whole = replace(sampler, ladder=model.schedule.ladder("linspace", steps))
+            scaled = model.schedule.ladder("linspace", steps)
+            whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance)
             clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
         denoised = config.emit == "denoised"
         queue = Queue(
@@ -89,6 +102,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             memory=strategies.memory(config, clip, noise),
             window_batch=config.window_batch,
             denoised=denoised and not config.refine,
+            processes=processes,
         )
         stream: Queue | Refine = queue
         if config.refine:
@@ -97,16 +111,16 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         if saved:
             saved.restore(stream, noise)
         Run(config, settled, model, fingerprint, stream, noise, report, signals, state_path, warmup, position).go()
-    return config.output or ""
+    return config.output if processes.first else None
 
 
-def name(config: FifoConfig) -> tuple[FifoConfig, prompts.Schedule]:
+def name(config: FifoConfig, processes: Processes) -> tuple[FifoConfig, prompts.Schedule]:
     """With seed, output and the prompts' text said outright: a state outlives the file that they came from."""
     timeline = prompts.Schedule((0,), (config.prompt or "",))
     if config.prompt_schedule is not None:
         timeline = prompts.schedule(config.prompt_schedule)
         config = replace(config, prompt_schedule=str(timeline))
-    seed = runtime.seed(config.seed)
+    seed = processes.first_says(runtime.seed(config.seed))
     output = config.output or runtime.default_output(timeline.prompts[0], seed, config.format)
     return replace(config, seed=seed, output=output), timeline
 
@@ -131,6 +145,25 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
     return replace(config, **decided, **config.settled()), settled
+
+
+def guidances(config: FifoConfig, settled: Settled) -> tuple[Guidance, Guidance]:
+    """Of the queue, and of the base clip."""
+    weight, rescale = settled.guidance_scale, config.guidance_rescale
+    base = weight if config.base_guidance is None else config.base_guidance
+    queue = Guidance(weight, config.guidance_clean, config.guidance_low, config.guidance_high, rescale)
+    return queue, Guidance(base, rescale=rescale)
+
+
+def denoisers(config: FifoConfig, model: VideoModel) -> tuple[Denoiser, Denoiser]:
+    """Of the queue, and of the base clip."""
+    options: dict[str, Any] = {"motion_scale": config.motion_scale}
+    plain = model.denoiser(options)
+    if not config.query_cache:
+        return plain, plain
+    which = ("attn1", "attn2") if config.query_attention == "both" else (config.query_attention,)
+    cached = model.denoiser({**options, "query_weight": config.query_cache, "query_attention": which})
+    return cached, cached if config.query_base else plain
 
 
 def base_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int, int]:
@@ -209,21 +242,18 @@ class Run:
     warmup: int
     position: Position
 
+    @property
+    def processes(self) -> Processes:
+        return self.stream.processes
+
     def go(self) -> None:
-        """To the end. Raises Interrupted after a signal, when everything is safe."""
+        """To the end. Raises Interrupted after a signal, and ProcessLost, when everything is safe."""
         config, began, before = self.config, time.monotonic(), self.position.kept
         target = config.output or ""
-        card = runtime.card("fifo", config.resolved(), self.model, self.fingerprint) if config.metadata else None
-        output = Output(
-            config,
-            self.settled,
-            self.model,
-            self.report,
-            comment=runtime.comment(card) if card else None,
-            segmented=True,
-            first_frame=self.position.written,
-            decode_batch=config.decode_batch,
-        )
+        card = None
+        if config.metadata and self.processes.first:
+            card = runtime.card("fifo", config.resolved(), self.model, self.fingerprint)
+        output = self._open(None if card is None else runtime.comment(card))
         try:
             self._fill(output)
             output.cut()
@@ -244,17 +274,38 @@ class Run:
             runtime.write_card(target, {**card, **result})
         self._save(finished=True)
         self.report.event("done", ok=True, output=target, seed=self.settled.seed, **result)
-        if self.signals.stop:
+        if self.signals.stop and self.processes.first:
             raise Interrupted(f"{self.signals.stop}: {target} is complete{self._how_to_go_on('--extend 100 -o NEW')}")
 
-    def _fill(self, output: Output) -> None:
+    def _open(self, comment: str | None) -> Output | Nowhere:
+        if not self.processes.first:
+            return Nowhere()
+        return Output(
+            self.config,
+            self.settled,
+            self.model,
+            self.report,
+            comment=comment,
+            segmented=True,
+            first_frame=self.position.written,
+            decode_batch=self.config.decode_batch,
+        )
+
+    def _fill(self, output: Output | Nowhere) -> None:
         """Frames into the output until there are enough, or a signal ends an endless run."""
         if not self.position.written:
             self._save()  # from here on nothing that was computed is lost
         total = self.config.frames or None
         while total is None or self.position.written < total:
             output.sink.check()
-            latents = next(self.stream)
+            before = self._tensors()
+            try:
+                latents = next(self.stream)
+                stop = self.processes.any(self.signals.stop is not None)
+            except ProcessLost as lost:
+                output.cut()
+                self._save(before)
+                raise ProcessLost(f"{lost}: {self._safe()}") from lost
             kept = self.position.emitted >= self.warmup
             self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
             if kept:
@@ -265,7 +316,7 @@ class Run:
                 self.report.progress("warm-up", self.position.emitted, self.warmup)
             if self.position.written == total:
                 return
-            if self.signals.stop:
+            if stop:
                 self._stop(output)
                 return
             since = self.position.written if kept else self.position.emitted
@@ -274,26 +325,33 @@ class Run:
                 output.cut()
                 self._save()
 
-    def _stop(self, output: Output) -> None:
+    def _stop(self, output: Output | Nowhere) -> None:
         """A signal came: an endless run ends here; another is made safe and says how to go on (Interrupted)."""
         written = self.position.written
-        if written and not self.config.frames:
+        if (written and not self.config.frames) or not self.processes.first:
             return
         output.cut()
         self._save()
         if written and self.config.output == "-":
             output.close()  # what the reader has is a whole video
-        raise Interrupted(f"{self.signals.stop}: {written} frames are safe{self._how_to_go_on()}")
+        raise Interrupted(f"{self.signals.stop or 'stopped'}: {self._safe()}")
+
+    def _safe(self) -> str:
+        return f"{self.position.written} frames are safe{self._how_to_go_on()}"
 
     def _how_to_go_on(self, options: str = "") -> str:
         if not self.state_path:
             return ""
         return f"; go on with: vidlose fifo --resume {shlex.quote(str(self.state_path))} {options}".rstrip()
 
-    def _save(self, finished: bool = False) -> None:
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that changes, as it is."""
+        return {**self.stream.state(), "rng": self.noise.generator.get_state()}
+
+    def _save(self, tensors: dict[str, Tensor] | None = None, finished: bool = False) -> None:
         if not self.state_path:
             return
-        tensors = {**self.stream.state(), "rng": self.noise.generator.get_state()}
+        tensors = tensors or self._tensors()
         if not all(tensor.isfinite().all() for tensor in tensors.values()):  # the state before stays good
             raise NonFinite("the queue holds NaN or infinity; try --dtype fp32 or a lower --guidance-scale")
         fifo_state.save(self.state_path, self.config, self.fingerprint, self.position, finished, tensors)

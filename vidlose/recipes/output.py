@@ -46,6 +46,20 @@ def check_ffmpeg() -> None:
         raise InputError(str(error)) from None
 
 
+class Nowhere:
+    """The output of a process that only computes along: another one writes."""
+
+    @property
+    def sink(self) -> "Nowhere":
+        return self
+
+    def check(self) -> None: ...
+    def write(self, latents: Tensor) -> None: ...
+    def cut(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Output:
     """A sink that takes latents; counts what it has been given.
 

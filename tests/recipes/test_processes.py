@@ -1,0 +1,131 @@
+"""`vidlose fifo` shared by several processes: the same frames as of one, and nothing lost where one of them dies."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vidlose
+from vidlose.cli import main
+from vidlose.diffusion.denoiser import Condition, Denoiser
+from vidlose.diffusion.sampling import Sampler, SeededNoise
+from vidlose.diffusion.schedule import NoiseSchedule
+from vidlose.longvideo import fifo
+from vidlose.longvideo.queue import Queue, fill
+from vidlose.parallel import Processes, join
+
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith("VIDLOSE_")},
+    "PYTHONPATH": str(Path(vidlose.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+}
+# One window a call, so that bits do not depend on the split.
+RUN = ["fifo", "-m", "random", "--partitions", "2", "--window-frames", "4", "--window-batch", "1", "--seed", "5"]
+RUN += ["--width", "32", "--height", "32", "-p", "a river", "--frames", "12"]
+
+Started = list[subprocess.Popen[bytes]]
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Started]:
+    """`start(count, *words)`: so many processes, as torchrun starts them."""
+
+    def processes(count: int, *words: str) -> Started:
+        world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "vidlose", *words],
+                cwd=tmp_path,
+                env={**ENVIRONMENT, **(world if count > 1 else {}), "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(count)
+        ]
+
+    return processes
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """`run(*words)` in this process and on one thread, as those of `start` are."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with pytest.raises(SystemExit) as end:
+            main()
+        torch.set_num_threads(before)
+        assert not end.value.code
+
+    return run
+
+
+def ends(processes: Started) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    said = [process.communicate(timeout=300) for process in processes]
+    return [
+        (process.returncode, out.decode(), err.decode()) for process, (out, err) in zip(processes, said, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_cover_all(count):
+    calls = list(range(4))
+    shares = [calls[Processes(rank, count).share(4)] for rank in range(count)]
+    assert sum(shares, []) == calls and max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def sampled(rank: int, count: int, port: str, stub: Any, path: Path) -> None:
+    """Frames of a queue of 5 windows, of one of several processes, in a file of its own."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    torch.set_num_threads(1)
+    ladder = NoiseSchedule.of("scaled_linear").ladder("linspace", 20)
+    sampler = Sampler(Denoiser(stub), ladder, guidance=7.5, eta=1.0)
+    generator = torch.Generator().manual_seed(0)
+    text, null, base = (torch.randn(*shape, generator=generator) for shape in ((1, 3, 6), (1, 3, 6), (4, 4, 5, 3)))
+    plan, noise = fifo.plan(ladder, 4, False), SeededNoise(1)
+    denoise = sampler.bind(Condition(text, null))
+    start = fill(base, plan, ladder, noise)
+    queue = Queue(plan, sampler, lambda _: denoise, noise, start, window_batch=1, processes=join("cpu"))
+    save_file({"frames": torch.cat(list(islice(queue, 30)))}, path / f"{count}-{rank}.safetensors")
+
+
+def test_several_processes_are_one(stub, tmp_path):
+    """Each has all frames, and all are those of one process, to the bit; 3 do not divide 5 windows."""
+    for count in (1, 2, 3):
+        given = (count, free_port(), stub, tmp_path)
+        torch.multiprocessing.start_processes(sampled, given, nprocs=count, start_method="fork")
+    one, *others = (load_file(file)["frames"] for file in sorted(tmp_path.iterdir()))
+    assert len(one) == 30 and len(others) == 5 and all(torch.equal(one, other) for other in others)
+
+
+def test_a_process_that_dies_ends_the_run_and_nothing_is_lost(start, run, tmp_path):
+    torn = start(2, *RUN, "-o", "torn.safetensors", "--json")
+    for line in torn[0].stderr:
+        if b'"i": 3' in line:
+            torn[1].kill()
+            break
+    code, _, err = ends(torn)[0]
+    assert code == 1 and "another of the 2 processes is gone: " in err and "frames are safe; go on with: " in err, err
+    (code, out, _), other = ends(start(2, *RUN, "-o", "whole.safetensors"))
+    assert (code, out) == (0, "whole.safetensors\n") and other == (0, "", "")  # only the first one speaks
+    run("fifo", "--resume", "torn.fifo.safetensors")
+    whole, resumed = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in ("whole", "torn"))
+    assert len(whole) == 12 and torch.equal(whole, resumed)
