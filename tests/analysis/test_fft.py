@@ -17,7 +17,7 @@ def clip(frames: int = 16, pixels: int = 500, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 1, (frames, pixels)).astype(np.float32)
 
 
-@pytest.mark.parametrize("frames", [3, 8, 15, 16])
+@pytest.mark.parametrize("frames", [3, 8, 15, 16, 60, 200])
 def test_the_authors_recipe(frames):
     x = clip(frames).reshape(frames, 10, 50)
     wanted = np.abs(np.fft.fft(x.astype(np.float64), axis=0)).mean((1, 2))[: frames // 2 + 1]

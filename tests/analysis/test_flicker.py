@@ -7,7 +7,7 @@ import pytest
 
 from tests.analysis.synthetic import noise, texture, video
 from vidlose.analysis.fft import author_spectrum
-from vidlose.analysis.flicker import FLOW_METRICS, METRICS, PATH, Flicker
+from vidlose.analysis.flicker import FLOW_METRICS, METRICS, PATH, Flicker, _medians
 from vidlose.analysis.flow import FlowPair, camera, targets, visible, warp
 from vidlose.world import scene
 
@@ -148,6 +148,17 @@ def test_an_occluded_background_is_left_out():
     assert 0.75 < found["coverage"] < 0.99
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_cut_is_no_flicker(seed):
+    """Though between two scenes, too, flow holds here and there by chance."""
+    for flicker in (0, 0.02):
+        scenes = [video(i, 1, flicker, frames=10) for i in (seed, seed + 50)]
+        found, parts = measure(np.concatenate(scenes)).result(), [measure(one).result() for one in scenes]
+        for metric in ("flicker_std", "flicker_typical", "e_warp"):
+            assert found[metric] == pytest.approx(np.mean([one[metric] for one in parts]), rel=0.1, abs=5e-4), metric
+    assert found["trajectory_high_share"] == pytest.approx(0.5, abs=0.06)
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_the_typical_pixel_is_not_misled_at_edges(step):
     """Scenes of the world, where near things pass before far ones: their edges alone are flicker to the mean."""
@@ -158,6 +169,12 @@ def test_the_typical_pixel_is_not_misled_at_edges(step):
         assert found["flicker_typical"] < 0.0015 < 0.006 < found["flicker_std"]
         found = measure(np.clip(clean + grain + 0.5, 0, 255).astype(np.uint8)).result()
         assert found["flicker_typical"] == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_medians(count):
+    rows = np.random.default_rng(count).standard_normal((3, count)).astype(np.float32)
+    np.testing.assert_array_equal(_medians(rows), np.median(rows, axis=1, keepdims=True))
 
 
 def test_flicker_of_a_small_part_is_the_means_alone():
@@ -182,7 +199,7 @@ def pair(speed: tuple[float, float], size: int = 128):
 
 def test_flow_of_a_translation():
     grey, (there, back) = pair((5, -3))
-    seen = visible(there, back)
+    seen = visible(there, back, targets(there))
     assert np.median(there[..., 0]) == pytest.approx(5, abs=0.1) and np.median(back[..., 1]) == pytest.approx(
         3, abs=0.1
     )

@@ -25,7 +25,6 @@ from vidlose.config import ANALYSES
 from vidlose.io.video import Frame
 from vidlose.recipes.analysis_inputs import Video
 from vidlose.recipes.analyze import measure
-from vidlose.recipes.runtime import Silence
 
 WARM, LOOP = 5, 12  # frames before the clock; frames that are shown over and over
 AFTER = 200  # frames from which memory must not grow
@@ -87,9 +86,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     for size in map(int, given.sizes.split(",")):
         clip = video(0, 2, 0.02, frames=LOOP, size=size)
-        measure(Looped("", "warm", shown=WARM, clip=clip), 16, ANALYSES, Silence(), "")
+        measure(Looped("", "warm", shown=WARM, clip=clip), 16, ANALYSES)
         began, cpu = time.monotonic(), time.process_time()
-        measure(Looped("", "loop", shown=given.frames, clip=clip), 16, ANALYSES, Silence(), "")
+        measure(Looped("", "loop", shown=given.frames, clip=clip), 16, ANALYSES)
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         append(
             "analysis",
@@ -102,7 +101,7 @@ def main() -> None:
         resident: dict[int, float] = {}
         clip = video(0, 2, 0.02, frames=LOOP, size=given.long_size)
         long = Looped("", "long", shown=given.long, clip=clip, resident=resident)
-        measure(long, 16, ANALYSES, Silence(), "")
+        measure(long, 16, ANALYSES)
         first = resident[AFTER]
         append(
             "analysis",

@@ -4,27 +4,31 @@ import csv
 import json
 import os
 import re
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.analysis.synthetic import noise, video
 from vidlose.analysis.flicker import FLOOR, FLOW_METRICS
 from vidlose.cli import main
+from vidlose.cli.console import Console
 from vidlose.config import AnalyzeConfig
 from vidlose.errors import InputError
 from vidlose.io.video import Encoder
 from vidlose.recipes import analysis_report
-from vidlose.recipes.analysis_inputs import Video, probed, y4m
+from vidlose.recipes.analysis_inputs import Video, peeked, probed, y4m
 from vidlose.recipes.analyze import Analysis, Measured, compare_sets
 from vidlose.recipes.runtime import Silence
 
@@ -83,6 +87,7 @@ def folder(name: str, frames: np.ndarray, **card: object) -> str:
 
 
 def film(name: str, frames: np.ndarray, fps: float = 8) -> str:
+    Path(name).parent.mkdir(exist_ok=True)
     with Encoder(Path(name), "y4m", width=frames.shape[2], height=frames.shape[1], fps=fps) as out:
         for frame in frames:
             out.write(frame)
@@ -367,6 +372,32 @@ def test_a_video_beside_json_that_is_no_run_card(call, text):
     assert json.loads(out)["sets"]["a"]["videos"][0]["prompt"] is None
 
 
+def test_a_variable_frame_rate_has_no_pair_but_one_of_its_own_kind(call, refused):
+    """Ten frames at eight a second, and ten at two."""
+    film("clip.y4m", video(0, 1, 0.02, frames=20, size=64))
+    late = "setpts=(N+3*max(N-10\\,0))/8/TB"
+    words = ["-v", "error", "-i", "clip.y4m", "-vf", late, "-fps_mode", "passthrough", "-c:v", "ffv1", "late.mkv"]
+    subprocess.run([get_ffmpeg_exe(), *words], check=True)
+    for more in ((), ("--resample",)):
+        assert "late.mkv has frames at uneven times: give it a rate" in refused(
+            "clip.y4m", "--compare", "late.mkv", *more
+        )
+    assert ratios(call, "late.mkv", "--compare", "late.mkv") == [("late", "late")]
+
+
+def test_hidden_files_are_no_videos(call):
+    film("out.y4m", video(0, 1, 0.02, **SMALL))
+    Path("._out.y4m").write_bytes(b"what another system keeps beside it")
+    assert ratios(call, ".", "--compare", "out.y4m") == [("out", "out")]
+
+
+def test_a_named_pipe_is_read_once(call):
+    film("clip.y4m", video(0, 1, 0.02, **SMALL))
+    os.mkfifo("pipe.y4m")
+    Thread(target=lambda: Path("pipe.y4m").write_bytes(Path("clip.y4m").read_bytes()), daemon=True).start()
+    assert ratios(call, "pipe.y4m", "--compare", "clip.y4m") == [("pipe", "clip")]
+
+
 def test_what_is_left_out_of_a_folder_is_said(call):
     clip = video(0, 1, 0.02, **SMALL)
     film("out.y4m", clip), latents("x.safetensors"), folder("nested/deep", clip), Image.new("RGB", (9, 9)).save("s.png")
@@ -461,9 +492,13 @@ def test_latents_are_read_in_slices(tmp_path):
         save_file(wrong, path)
         with pytest.raises(InputError, match="holds no tensor 'latents'"):
             probed(Video(path, "x"))
-    save_file({"latents": torch.full((3, 4, 5, 5), float("nan"))}, path)
-    with pytest.raises(InputError, match="holds NaN"):
-        list(Video(path, "x").values())
+    save_file({"latents": torch.zeros(3, 4, 5, 5, dtype=torch.complex64)}, path)
+    with pytest.raises(InputError, match="real numbers"):
+        probed(Video(path, "x"))
+    for wrong in (float("nan"), -float("inf"), 1e30):
+        save_file({"latents": torch.full((3, 4, 5, 5), wrong)}, path)
+        with pytest.raises(InputError, match="holds NaN, infinity, or values beyond"):
+            list(Video(path, "x").values())
 
 
 # --- reports
@@ -497,7 +532,30 @@ def test_reports(call):
     with Image.open("r.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(10**6)) > 100
     assert "exists" in call("analyze-fft", "a", "-o", "r.csv")[2]
-    assert call("analyze-fft", "a", "-o", "r.csv", "--overwrite")[0] == 0
+    assert call("analyze-fft", "a", "-o", "r.csv", "--overwrite", "--metrics", "spectra")[0] == 0
+
+
+def test_names_are_what_the_disk_allows(call):
+    """Half a formula, letters that the picture's font has not, a tab, a byte that is no text."""
+    name = folder("$\\frac{$ \u65e5\t\udcff", video(0, 1, 0.02, **SMALL))
+    words = ["--metrics", "spectra", "-o", "r.png", "-o", "r.csv", "-o", "r.npz", "-o", "r.json", "--json"]
+    code, out, err = call("analyze-fft", name, *words)
+    assert code == 0 and "Glyph" not in err, err
+    for told in (out, Path("r.json").read_text()):
+        assert json.loads(told)["sets"]["a"]["videos"][0]["source"] == name
+    assert "\\udcff" in Path("r.csv").read_text()
+
+
+def test_progress_is_one_bar_a_set(call, monkeypatch):
+    """Of its videos; of a single one its frames."""
+    film("a/1.y4m", video(0, 1, 0.02, frames=9, size=64)), film("a/2.y4m", video(1, 1, 0.02, frames=9, size=64))
+    seen = []
+    monkeypatch.setattr(Console, "progress", lambda _, what, done, total: seen.append((what, done, total)))
+    call("analyze-fft", "a", "--compare", "a", "--metrics", "spectra")
+    assert seen == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
+    seen.clear()
+    call("analyze-fft", "a/1.y4m", "--metrics", "spectra")
+    assert seen == [("a", 8, None), ("a", 9, None)]
 
 
 def test_a_picture_of_a_single_video(call):
@@ -563,6 +621,7 @@ def test_videos_that_cannot_be_measured(call, refused):
     for name in ("black", "flat"):
         for group in ((), ("--metrics", "spectra"), ("--metrics", "drift")):
             assert f"{name} is not measurable: black or without texture" in refused(name, *group)
+    assert "good is not measurable: 6 frames have no drift: 32 are the least" in refused("good", "--metrics", "drift")
     assert "mixed: frame 6 is 60x64, the first 64x64" in refused("mixed")
     assert "missing: no such file" in refused("missing")
     Path("empty").mkdir()
@@ -650,6 +709,14 @@ def test_a_metric_that_is_not_measured_fails_nothing_silently(refused):
 def test_no_input(refused):
     assert "give videos" in refused(code=2)
     assert "give - once" in refused("-", "--compare", "-")
+    before = os.dup(0)
+    os.close(0)  # as `<&-` does
+    try:
+        with pytest.raises(InputError, match="stdin: Bad file descriptor"):
+            peeked()
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 def test_flow_metrics_are_the_ones_that_need_flow(call):

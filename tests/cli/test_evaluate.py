@@ -56,6 +56,19 @@ class Broken(torch.nn.Module):
         return x.mean(dim=[2, 3, 4]) / torch.zeros(3)
 
 
+class Moody(torch.nn.Module):
+    """As many numbers as the clip is bright; or none, but for black."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails and x.amax() > -1:
+            raise RuntimeError("too bright")
+        return torch.zeros(1 + int(10 * (1 + x.mean())))
+
+
 class Picky(torch.nn.Module):
     """Wants another number of frames."""
 
@@ -73,15 +86,34 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`call(*words)` -> exit code, stdout, stderr, in a folder with sets and extractors."""
-    monkeypatch.chdir(tmp_path)
+MODULES = {
+    "means": Means(),
+    "i3d": Detector(),
+    "broken": Broken(),
+    "moody": Moody(fails=False),
+    "failing": Moody(fails=True),
+    "picky": Picky(),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with sets and extractors."""
+    path = tmp_path_factory.mktemp("made")
     for name, seeds, flicker in (("real", range(10), 0.0), ("held", range(20, 30), 0.0), ("fake", range(40, 50), 0.05)):
         for i in seeds:
-            folder(f"{name}/{i}", video(i, 1, flicker, frames=8, size=32))
-    for name, module in (("means", Means()), ("i3d", Detector()), ("broken", Broken()), ("picky", Picky())):
-        torch.jit.script(module).save(f"{name}.pt")
+            folder(f"{path}/{name}/{i}", video(i, 1, flicker, frames=8, size=32))
+    for name, module in MODULES.items():
+        torch.jit.script(module).save(f"{path}/{name}.pt")
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, made: Path) -> Call:
+    """`call(*words)` -> exit code, stdout, stderr, in a folder where all of it is."""
+    monkeypatch.chdir(tmp_path)
+    for thing in made.iterdir():
+        Path(thing.name).symlink_to(thing)
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vidlose", *words])
@@ -261,6 +293,8 @@ REFUSED = {
     ("real", "fake", "--extractor", "notes.pt"): "notes.pt: not a TorchScript module",
     ("real", "fake", "--extractor", "picky.pt"): "picky.pt: fails on a clip of 8 frames",
     ("real", "fake", "--extractor", "broken.pt"): "gives NaN or infinity",
+    ("real", "fake", "--extractor", "moody.pt"): "moody.pt: gives 1 numbers for one clip, and 1",
+    ("real", "fake", "--extractor", "failing.pt"): "failing.pt: fails on a clip of 8 frames: ",
     ("real", "fake", "--extractor", "means.pt", "--frames", "9"): "fewer than 9 frames",
     ("real", "one", "--extractor", "means.pt"): "one gives 1 clip; a distance needs 2 of each",
     ("real", "mixed", "--extractor", "means.pt"): "make them alike",

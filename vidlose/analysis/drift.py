@@ -30,7 +30,8 @@ def features(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
     """uint8 `[H W 3]` -> `[10]`: means and deviations of R, G, B, and the logarithm of the mean gradient, at each
     level of a pyramid."""
     small = cv2.resize(frame, (128, 128), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    colour = [*small.mean((0, 1)), *small.std((0, 1))]
+    mean, deviation = cv2.meanStdDev(small)
+    colour = [*mean.flat, *deviation.flat]
     grey, strength = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), []
     for _ in range(LEVELS):
         gradient = cv2.magnitude(*(cv2.Sobel(grey, cv2.CV_32F, *way, ksize=1) for way in ((1, 0), (0, 1))))

@@ -81,7 +81,7 @@ def scripted(path: str, device: torch.device, frames: int, *, fvd: bool = False)
     other than 400 shows that it is none.
 
     Called as StyleGAN-V's I3D is, (pixels 0..255, rescale, resize, return_features), where it takes these; else with
-    `[1 3 F 224 224]` in -1..1. Raises InputError for what is no TorchScript, or gives no vector.
+    `[1 3 F 224 224]` in -1..1. Raises InputError for what is no TorchScript, fails, or gives no vector of one width.
     """
     if not Path(path).is_file():
         raise InputError(f"--extractor {path}: no such file; choose from {', '.join(EXTRACTORS)}, or give one")
@@ -92,21 +92,24 @@ def scripted(path: str, device: torch.device, frames: int, *, fvd: bool = False)
         raise InputError(f"--extractor {path}: not a TorchScript module: {_line(error)}") from None
 
     def call(clip: Clip) -> Tensor:
-        if "return_features" in named:
-            pixels = torch.from_numpy(clip).to(device).permute(3, 0, 1, 2)[None].float()
-            return module(pixels, rescale=True, resize=True, return_features=True)
-        return module(_resized(clip, 224, 224, device)[None] / 127.5 - 1)
+        try:
+            if "return_features" in named:
+                pixels = torch.from_numpy(clip).to(device).permute(3, 0, 1, 2)[None].float()
+                return module(pixels, rescale=True, resize=True, return_features=True).flatten()
+            return module(_resized(clip, 224, 224, device)[None] / 127.5 - 1).flatten()
+        except Exception as error:  # whatever such a file does
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            raise InputError(f"--extractor {path}: fails on a clip of {frames} frames: {_line(error)}") from None
 
-    try:
-        width = call(np.zeros((frames, 64, 64, 3), np.uint8)).numel()
-    except Exception as error:  # whatever such a file does
-        raise InputError(f"--extractor {path}: fails on a clip of {frames} frames: {_line(error)}") from None
-
+    width = len(call(np.zeros((frames, 64, 64, 3), np.uint8)))
     if fvd and width != KINETICS:
         raise InputError(f"--extractor {FVD}{path}: gives {width} numbers a clip, and FVD's I3D {KINETICS}")
 
     def extract(clip: Clip) -> Features:
-        out = call(clip).flatten()
+        out = call(clip)
+        if len(out) != width:
+            raise InputError(f"--extractor {path}: gives {width} numbers for one clip, and {len(out)} for another")
         return Features(_vector(out), _vector(out.softmax(0)) if fvd else None)
 
     stem = re.sub(r"[^\w.-]", "_", Path(path).stem)

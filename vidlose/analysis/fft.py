@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 Clip = NDArray[np.float32]
 
 BLOCK = 2**13  # pixels
+UNSHARED = 2**18  # multiplications, beyond which OpenBLAS shares them out
+FEWEST = 64  # pixels that are worth a call
 ROUNDING = 1e-6  # of the mean |value|: what fp32 leaves of a change that is none
 
 
@@ -22,7 +24,7 @@ def author_spectrum(clip: Clip) -> Array:
     pixels = clip.reshape(len(clip), -1)
     mean = pixels.mean(0)
     centred = pixels - mean  # which changes bin 0 alone, and keeps the digits of the others
-    magnitude = np.sqrt((real @ centred) ** 2 + (imaginary @ centred) ** 2).mean(1, dtype=np.float64)
+    magnitude = np.sqrt(_along(real, centred) ** 2 + _along(imaginary, centred) ** 2).mean(1, dtype=np.float64)
     magnitude[0] = len(clip) * np.abs(mean).mean(dtype=np.float64)
     return magnitude
 
@@ -36,15 +38,27 @@ def hann_spectrum(clip: Clip) -> Array:
     real, imaginary = _fourier(len(clip), "hann")
     pixels = clip.reshape(len(clip), -1)
     weight = hann(len(clip)).astype(np.float32)
-    centred = pixels - (weight @ pixels) / weight.sum()
-    power = ((real @ centred) ** 2 + (imaginary @ centred) ** 2).mean(1, dtype=np.float64)
+    centred = pixels - np.einsum("f,fn->n", weight, pixels) / weight.sum()
+    power = (_along(real, centred) ** 2 + _along(imaginary, centred) ** 2).mean(1, dtype=np.float64)
     return _without_mean(power)
 
 
 def dct_spectrum(clip: Clip) -> Array:
     """`[F ...]` -> power `[F]` of the orthonormal DCT-II without each pixel's mean: no wrap-around step, no window."""
     pixels = clip.reshape(len(clip), -1)
-    return _without_mean(((_cosines(len(clip)) @ (pixels - pixels.mean(0))) ** 2).mean(1, dtype=np.float64))
+    return _without_mean((_along(_cosines(len(clip)), pixels - pixels.mean(0)) ** 2).mean(1, dtype=np.float64))
+
+
+def _along(basis: Clip, pixels: Clip) -> Clip:
+    """`[K F]`, `[F N]` -> `[K N]`; of short windows in parts that BLAS gives to no threads of its own: they would be
+    done before these wake, which then take turns at waiting, on the cores that the flow needs."""
+    found = np.empty((len(basis), pixels.shape[1]), np.float32)
+    part = UNSHARED // basis.size
+    if part < FEWEST:
+        return np.matmul(basis, pixels, out=found)
+    for start in range(0, pixels.shape[1], part):
+        np.matmul(basis, pixels[:, start : start + part], out=found[:, start : start + part])
+    return found
 
 
 def _without_mean(power: Array) -> Array:

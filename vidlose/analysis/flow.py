@@ -14,6 +14,7 @@ Flow = NDArray[Any]  # float32 [H W 2], pixels to the right and down
 Picture = NDArray[Any]  # float32 [H W] or [H W C]
 Mask = NDArray[Any]  # uint8 [H W], 0 or 255
 Grey = NDArray[Any]  # uint8 [H W]
+Places = NDArray[Any]  # float32 [H W 2], column and row
 
 SMALLEST = 32  # pixels of the shorter side that DIS needs
 ROOMY = 96  # and of the longer one, for large patches
@@ -43,30 +44,30 @@ class FlowPair:
 
 
 @lru_cache(maxsize=2)
-def _grid(height: int, width: int) -> tuple[Picture, Picture]:
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    return columns, rows
+def _grid(height: int, width: int) -> Places:
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows], -1).astype(np.float32)
 
 
-def targets(flow: Flow) -> tuple[Picture, Picture]:
-    """Where every pixel goes: column and row, `[H W]` each."""
-    columns, rows = _grid(*flow.shape[:2])
-    return cv2.add(columns, flow[..., 0]), cv2.add(rows, flow[..., 1])
+def targets(flow: Flow, start: Places | None = None) -> Places:
+    """Where every pixel goes; from `start` on, where it has gone before."""
+    if start is None:
+        return cv2.add(_grid(*flow.shape[:2]), flow)
+    return cv2.add(start, warp(flow, start, cv2.INTER_LINEAR))
 
 
-def warp(picture: Picture, at: tuple[Picture, Picture], how: int = cv2.INTER_CUBIC) -> Picture:
+def warp(picture: Picture, at: Places, how: int = cv2.INTER_CUBIC) -> Picture:
     """`picture` as seen from the pixels that go to `at`; beyond its edge the edge goes on."""
-    return cv2.remap(picture, *at, how, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(picture, at, None, how, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
 
 
-def visible(there: Flow, back: Flow) -> Mask:
-    """Where a pixel is still to be seen in the other frame: the way there and back ends near its start.
+def visible(there: Flow, back: Flow, at: Places) -> Mask:
+    """Where a pixel is still to be seen in the other frame: the way there, to `at`, and back ends near its start.
 
     |w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5, the target lies within the picture, and there is no boundary of motion:
     |grad w|^2 <= 0.01 |w|^2 + 0.05 (Sundaram et al. 2010; their 0.002 takes the roughness that flicker
     gives to a flow for boundaries, and hides just what flickers).
     """
-    at = targets(there)
     returned = warp(back, at, cv2.INTER_LINEAR)
     length = _squares(there)
     gap, lengths = _squares(cv2.add(there, returned)), cv2.add(length, _squares(returned))
@@ -74,18 +75,13 @@ def visible(there: Flow, back: Flow) -> Mask:
     x, y = (_squares(cv2.Sobel(there, cv2.CV_32F, *way, ksize=1, scale=0.5)) for way in ((1, 0), (0, 1)))
     smooth = cv2.compare(cv2.add(x, y), cv2.addWeighted(length, 0.01, length, 0, 0.05), cv2.CMP_LE)
     height, width = there.shape[:2]
-    within = cv2.bitwise_and(cv2.inRange(at[0], 0, width - 1), cv2.inRange(at[1], 0, height - 1))
+    within = cv2.inRange(at, (0, 0), (width - 1, height - 1))
     return cv2.bitwise_and(cv2.bitwise_and(closed, smooth), within)
 
 
 def _squares(field: Flow) -> Picture:
     x, y = cv2.split(field)
     return cv2.add(cv2.multiply(x, x), cv2.multiply(y, y))
-
-
-def then(first: Flow, second: Flow) -> Flow:
-    """Along `first`, and from where it ends along `second`."""
-    return cv2.add(first, warp(second, targets(first), cv2.INTER_LINEAR))
 
 
 def camera(flow: Flow, rounds: int = 5) -> tuple[float, float]:

@@ -1,14 +1,13 @@
 """`vidlose analyze-fft`."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from vidlose.cli import options
 from vidlose.cli.options import option
+from vidlose.cli.result import conclude
 from vidlose.config import AnalyzeConfig, names
-from vidlose.errors import InputError
 
 
 def analyze_fft(
@@ -55,15 +54,14 @@ def analyze_fft(
     from vidlose.recipes import analysis_report, analyze
 
     found, failure = analyze.analyze(resolved, context.obj)
-    if json:
-        context.obj.result(analysis_report.dumped(analyze.as_json(found)))
-    elif not sys.stdout.isatty() and not resolved.output:
-        context.obj.result(*analysis_report.lines(found))
-    else:
-        context.obj.result(*resolved.output)
-        title, columns, rows = analysis_report.table(found)
-        context.obj.say(title)
-        if sys.stdout.isatty():
-            context.obj.table(columns, rows)
-    if failure:
-        raise InputError(failure)
+    title, columns, rows = analysis_report.table(found)
+    conclude(
+        context.obj,
+        analyze.as_json(found),
+        columns,
+        rows,
+        output=resolved.output,
+        failure=failure,
+        title=title,
+        verdict=found.verdict,
+    )

@@ -1,14 +1,13 @@
 """`vidlose evaluate`."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from vidlose.cli import options
 from vidlose.cli.options import option
+from vidlose.cli.result import conclude
 from vidlose.config import EvaluateConfig, names
-from vidlose.errors import InputError
 
 
 def evaluate(
@@ -47,17 +46,7 @@ def evaluate(
     """
     context.obj.json = json
     resolved = EvaluateConfig(**options.given(context, names(EvaluateConfig)))
-    from vidlose.recipes import analysis_report
     from vidlose.recipes import evaluate as recipe
 
     found, failure = recipe.evaluate(resolved, context.obj)
-    if json:
-        context.obj.result(analysis_report.dumped(recipe.as_json(found)))
-    elif not sys.stdout.isatty() and not resolved.output:
-        context.obj.result(*recipe.lines(found))
-    else:
-        context.obj.result(*resolved.output)
-        if sys.stdout.isatty():
-            context.obj.table(*recipe.table(found))
-    if failure:
-        raise InputError(failure)
+    conclude(context.obj, recipe.as_json(found), *recipe.table(found), output=resolved.output, failure=failure)

@@ -26,11 +26,14 @@ STATE = ".fifo.safetensors"
 SHORTEST = 3
 TOLERANCE = 0.01  # of a frame rate
 HEADER = 4096  # bytes that the header of a y4m stream may have
+LARGEST = 1e12  # of latents: their powers, summed over a window, must fit fp32
+STRAY = 0.1  # of a video's frames, that may come by half an interval too early or too late
 
 
 @dataclass(frozen=True)
 class Video:
-    """One input. prompt, seed: from its run card. size, interval (microseconds a frame), count: once it was probed.
+    """One input. prompt, seed: from its run card. size, interval (microseconds a frame), count: once it was probed;
+    and whether it is uneven: of a variable frame rate.
 
     to_size: what it is scaled to; step, limit: how many frames on the next one is that is kept, and how many are.
     """
@@ -42,6 +45,7 @@ class Video:
     size: Size | None = None
     interval: float | None = None
     count: int | None = None
+    uneven: bool = False
     to_size: Size | None = None
     step: float = 1.0
     limit: int | None = None
@@ -72,12 +76,12 @@ class Video:
                     return
 
     def values(self) -> Iterator[NDArray[np.float32]]:
-        """Latents `[C h w]`, one at a time. Raises InputError for NaN and infinity."""
+        """Latents `[C h w]`, one at a time. Raises InputError for NaN, infinity, and what is as good as that."""
         with _latents(self.source) as (latents, shape):
             for i in range(shape[0]):
                 frame = latents[i : i + 1][0].float().numpy()
-                if not np.isfinite(frame).all():
-                    raise InputError(f"{self.source} holds NaN or infinity")
+                if not np.abs(frame).max() < LARGEST:
+                    raise InputError(f"{self.source} holds NaN, infinity, or values beyond {LARGEST:g}")
                 yield frame
 
     @property
@@ -93,8 +97,8 @@ def _latents(source: str) -> Iterator[tuple[Any, list[int]]]:
         with safe_open(source, "pt") as file:
             latents = file.get_slice(NAME) if NAME in file.keys() else None  # noqa: SIM118
             shape = list(latents.get_shape()) if latents else []
-            if len(shape) != 4 or not all(shape):
-                raise InputError(f"{source} holds no tensor {NAME!r} of shape [F C h w]")
+            if not latents or len(shape) != 4 or not all(shape) or latents.get_dtype().startswith("C"):
+                raise InputError(f"{source} holds no tensor {NAME!r} of shape [F C h w] and real numbers")
             yield latents, shape
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read latents from {source}: {error}") from error
@@ -113,7 +117,7 @@ def _within(source: str, say: Callable[[str], None]) -> list[str]:
         if source != "-" and not path.exists():
             raise InputError(f"{source}: no such file or folder")
         return [source]
-    inside = sorted(path.iterdir())
+    inside = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
     kinds = {
         "videos": [file for file in inside if file.suffix.lower() in VIDEOS or file.is_dir() and _pictures(file)],
         "latents": [file for file in inside if file.name.endswith(SUFFIX) and not file.name.endswith(STATE)],
@@ -182,13 +186,16 @@ def _some(videos: Sequence[Video]) -> str:
 
 
 def probed(video: Video) -> Video:
-    """With its size and length; and the frame rate of a video file or of y4m. Other streams stay unknown."""
+    """With its size and length; and the frame rate of a video file or of y4m. Other streams stay unknown, as do named
+    pipes: both are read once."""
     if video.source == "-":
         size, interval = y4m(peeked())
         return replace(video, size=size, interval=interval)
     if video.latents:
         with _latents(video.source) as (_, shape):
             return replace(video, size=(shape[3], shape[2]), count=shape[0])
+    if Path(video.source).is_fifo():
+        return video
     first = next(read_frames(video.source, limit=1))
     video = replace(video, size=(first.shape[1], first.shape[0]))
     if Path(video.source).is_dir():
@@ -196,8 +203,12 @@ def probed(video: Video) -> Video:
     if Path(video.source).suffix.lower() not in VIDEOS:
         return video
     times = Survey.of(Path(video.source)).times
-    interval = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
-    return replace(video, interval=interval or None, count=len(times))
+    if len(times) < 2:
+        return replace(video, count=len(times))
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    stray = float((np.abs(steps - usual) > usual / 2).mean())
+    return replace(video, interval=float(steps.mean()) or None, count=len(times), uneven=stray > STRAY)
 
 
 def y4m(header: bytes) -> tuple[Size | None, float | None]:
@@ -211,8 +222,12 @@ def y4m(header: bytes) -> tuple[Size | None, float | None]:
 
 
 def peeked() -> bytes:
-    """The first line of stdin, or what there is of it, which stays to be read: all goes on through a pipe."""
-    source = os.dup(0)
+    """The first line of stdin, or what there is of it, which stays to be read: all goes on through a pipe. Raises
+    InputError where there is none."""
+    try:
+        source = os.dup(0)
+    except OSError as error:
+        raise InputError(f"stdin: {error.strerror}") from None
     head = b""
     while len(head) < HEADER and b"\n" not in head and (more := os.read(source, HEADER - len(head))):
         head += more
@@ -233,14 +248,20 @@ def peeked() -> bytes:
 
 def alike(one: Video, other: Video, *, resample: bool) -> tuple[Video, Video]:
     """Two of one size and frame rate, where both are known. Raises InputError where they differ and may not be
-    resampled."""
+    resampled, or cannot be: of frames at uneven times none stand for a lower rate."""
     sizes = (one.size, other.size)
     if None not in sizes and one.size != other.size:
         if not resample or one.latents or other.latents:
             raise InputError(f"{one.said} is {_by(one.size)}, {other.said} {_by(other.size)}{_advice(one, other)}")
         size = min((one.size, other.size), key=lambda size: size[0] * size[1])  # type: ignore[index]
         one, other = replace(one, to_size=size), replace(other, to_size=size)
-    if one.interval and other.interval and abs(one.interval / other.interval - 1) > TOLERANCE:
+    if not one.interval or not other.interval:
+        return one, other
+    same = abs(one.interval / other.interval - 1) <= TOLERANCE
+    uneven = [video.said for video in (one, other) if video.uneven]
+    if uneven and not (same and len(uneven) == 2):
+        raise InputError(f"{uneven[0]} has frames at uneven times: give it a rate, as by ffmpeg -i OLD -vf fps=8 NEW")
+    if not same:
         if not resample:
             rates = [f"{1e6 / video.interval:.4g}" for video in (one, other) if video.interval]
             raise InputError(f"{one.said} has {rates[0]} frames a second, {other.said} {rates[1]}{_advice(one, other)}")

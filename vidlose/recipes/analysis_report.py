@@ -5,6 +5,7 @@ import io
 import json
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ Panel = Callable[["Axes", Analysis], None]
 
 COLOURS = {"a": "#d1495b", "b": "#30638e", "real": "#8a8d91"}
 LABELS = {"a": "A", "b": "B", "real": "real"}
+UTF8: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # of bytes in a name that are no text: \udcff
 INK, PALE = "#2b2d33", "#d9dbe0"
 MANY = 24  # videos beyond which a drift curve is their mean alone
 SHOWN = ("flicker_std", "flicker_typical", "e_warp", "mc3_texture", "flow", "sharpness", "fft_highest", "jerk_ratio")
@@ -50,7 +52,7 @@ def write(path: Path, found: Analysis) -> None:
 
 def dumped(told: Mapping[str, Any]) -> str:
     """JSON without NaN, which is no JSON."""
-    return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False).encode(**UTF8).decode()
 
 
 # --- words
@@ -81,13 +83,6 @@ def table(found: Analysis) -> tuple[str, list[str], list[list[str]]]:
         rows.append(row + [""] * (len(columns) - len(row)))
     counts = ", ".join(f"{LABELS[name]}: {len(measured)}" for name, measured in found.sets.items())
     return f"videos: {counts}" + (f". {found.verdict}" if found.verdict else ""), columns, rows
-
-
-def lines(found: Analysis) -> list[str]:
-    """The same for a pipe: a metric a line, tabs between."""
-    _, columns, rows = table(found)
-    verdict = [f"# {found.verdict}"] if found.verdict else []
-    return ["\t".join(row) for row in [columns, *rows]] + verdict
 
 
 def short(value: float | None, digits: int = 4) -> str:
@@ -126,7 +121,7 @@ def _csv(found: Analysis) -> bytes:
     for i, what in enumerate(("ratio", "low", "high") if found.to_real else ()):
         values = [found.to_real.get(metric, (None, None, None))[i] for metric in METRICS]
         writer.writerow(["a/real", what, *[""] * 5, *map(_cell, values), *told.values()])
-    return text.getvalue().encode()
+    return text.getvalue().encode(**UTF8)
 
 
 def _npz(found: Analysis) -> bytes:
@@ -183,7 +178,7 @@ def _png(found: Analysis) -> bytes:
         "legend.frameon": False,
         "lines.linewidth": 1.6,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         panels = panels_of(found)
         rows = 1 if len(panels) <= 3 else 2
         columns = math.ceil(len(panels) / rows)
@@ -198,8 +193,9 @@ def _png(found: Analysis) -> bytes:
         figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles) or 1)
         title = " against ".join(_described(found, name) for name in ("a", "b") if name in found.sets)
         words = textwrap.wrap(found.verdict or "", 50 * columns)
-        figure.suptitle("\n".join([title, *words]), x=0.01, ha="left", fontsize=11)
+        figure.suptitle("\n".join([title, *words]), x=0.01, ha="left", fontsize=11, parse_math=False)
         data = io.BytesIO()
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of a name: a box stands in for it
         figure.savefig(data, format="png", dpi=110, metadata={"Software": "vidlose"})
     return data.getvalue()
 
@@ -211,8 +207,9 @@ def _described(found: Analysis, name: str) -> str:
 
 
 def shortened(path: str, most: int = 40) -> str:
-    """The end of a long one, which tells more than its beginning."""
-    return path if len(path) <= most else f"\u2026{path[1 - most :]}"
+    """The end of a long one, which tells more than its beginning; without what cannot be drawn."""
+    drawn = "".join(letter if letter.isprintable() else "\ufffd" for letter in path)
+    return drawn if len(drawn) <= most else f"\u2026{drawn[1 - most :]}"
 
 
 def panels_of(found: Analysis) -> list["Panel"]:

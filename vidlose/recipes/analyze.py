@@ -2,8 +2,9 @@
 
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,12 @@ def check_names(config: AnalyzeConfig, groups: Sequence[str]) -> None:
 def measure_all(
     name: str, videos: Sequence[Video], config: AnalyzeConfig, groups: Sequence[str], report: Reporter
 ) -> Iterator[Measured]:
-    """One after the other. Raises InputError where their spectra would not have the same bins."""
+    """One after the other, with progress by videos, of a single one by frames. Raises InputError where their spectra
+    would not have the same bins."""
     first: Measured | None = None
     for i, video in enumerate(videos):
-        found = measure(video, config.window, groups, report, f"{name} {i + 1}/{len(videos)}")
+        alone = partial(report.progress, name, total=video.count) if len(videos) == 1 else None
+        found = measure(video, config.window, groups, alone)
         first = first or found
         if found.window != first.window:
             shorter, longer = sorted((found, first), key=lambda one: one.window)
@@ -211,12 +214,16 @@ def measure_all(
                 f"{shorter.video.said} has {counted(shorter.frames)}, less than a spectrum of {longer.video.said}: "
                 f"give --window {shorter.window}"
             )
+        if not alone:
+            report.progress(name, i + 1, len(videos))
         report.event("measured", set=name, i=i, of=len(videos), video=video.name, frames=found.frames)
         yield found
 
 
-def measure(video: Video, window: int, groups: Sequence[str], report: Reporter, what: str) -> Measured:
-    """Read once, in constant memory. Raises InputError for fewer than 3 frames."""
+def measure(
+    video: Video, window: int, groups: Sequence[str], progress: Callable[[int], None] | None = None
+) -> Measured:
+    """Read once, in constant memory; `progress` is told how many frames were. Raises InputError for fewer than 3."""
     found = Measured(video)
     spectra = Spectra(window) if "spectra" in groups else None
     meter: Flicker | None = None
@@ -236,8 +243,10 @@ def measure(video: Video, window: int, groups: Sequence[str], report: Reporter, 
             texture.add(drift.gradient(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)))
         if drifts:
             drifts.add(frame)
-        if found.frames % EVERY == 0:
-            report.progress(what, found.frames, video.count)
+        if progress and found.frames % EVERY == 0:
+            progress(found.frames)
+    if progress:
+        progress(found.frames)
     if found.frames < SHORTEST:
         raise InputError(f"{video.said} has {counted(found.frames)}; {SHORTEST} are needed")
     if spectra:
@@ -257,7 +266,9 @@ def measure(video: Video, window: int, groups: Sequence[str], report: Reporter, 
         found.metrics |= drift.result(drifts.blocks)
         found.blocks = drifts.blocks
         found.but = f"its first {drift.BLOCK} frames are {UNTEXTURED}: no drift" if drifts.bare else None
-        found.why_not = found.why_not or (found.but if groups == ("drift",) else None)
+        if groups == ("drift",) and not found.why_not:
+            few = f"{counted(found.frames)} have no drift: {2 * drift.BLOCK} are the least"
+            found.why_not = found.but or (few if len(drifts.blocks) < 2 else None)
     return emptied(found) if found.why_not else found
 
 

@@ -62,9 +62,9 @@ def evaluate(config: EvaluateConfig, report: Reporter) -> tuple[Evaluation, str 
     chosen = config.extractor or extractors.installed()
     if not chosen:
         raise InputError(f"no extractor is installed: {extractors.INSTALL}, or give --extractor FILE.pt")
-    loaded = load(chosen, on, config.frames)
-    check_names(config, loaded)
     with memory_errors("try --device cpu, or fewer --frames"):
+        loaded = load(chosen, on, config.frames)
+        check_names(config, loaded)
         clips = {name: read(videos, loaded, config, report, name) for name, videos in sets.items()}
     for name, one in clips.items():
         if len(one.videos) < 2:
@@ -274,12 +274,6 @@ def table(found: Evaluation) -> tuple[list[str], list[list[str]]]:
     return columns, rows + [
         [name, short(fake), "", "", f"real: {short(real)}", ""] for name, (fake, real) in found.scores.items()
     ]
-
-
-def lines(found: Evaluation) -> list[str]:
-    """The same for a pipe, tabs between."""
-    columns, rows = table(found)
-    return ["\t".join(row) for row in [columns, *rows]]
 
 
 def _by(one: Clips) -> str:
