@@ -24,4 +24,4 @@ class WholeClips(ABC):
         if windows is None:
             return out
         out = out.unflatten(0, (branches, -1)).transpose(2, 3).flatten(1, 2)  # [branches (R F) C h w]
-        return out[:, keep.flatten()].transpose(1, 2)
+        return out[:, keep].transpose(1, 2)

@@ -64,8 +64,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(ModelConfig):
-    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. motion_scale: a factor
-    on the logits of attention between frames."""
+    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. motion_scale: a
+    factor on the logits of attention between frames."""
 
     prompt: str | None = None
     negative: str = ""
@@ -82,6 +82,7 @@ class SampleConfig(ModelConfig):
     seed: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    compile: bool = False
     format: str | None = None
     crf: int = 18
     overwrite: bool = False
@@ -147,8 +148,9 @@ class FifoConfig(SampleConfig):
     at one level for all of a window. tail: what enters; reuse_noise: of so many frames of noise, again and again.
     What is None of these is as STRATEGIES has it. base_guidance: of the base clip; guidance_clean: of the cleanest
     frames of a queue, whose noisiest have guidance_scale; None is as that. guidance_low, guidance_high,
-    guidance_rescale: see `diffusion.guidance.Guidance`. query_cache: weight of the network's own queries from its way
-    down on its way up, query_attention: in which temporal attention, query_base: in the base clip, too.
+    guidance_rescale: see `diffusion.guidance.Guidance`. query_cache: weight of the queries of the network's way down on
+    its way up; query_attention: in which temporal attention; query_base: in the base clip, too. seed_frame: the
+    picture of an image-to-video model is the base clip's first frame; reseed_every: every so many, the last one shown.
     """
 
     prompt_schedule: str | None = None
@@ -170,6 +172,8 @@ class FifoConfig(SampleConfig):
     refine: bool | None = None
     tail: str | None = None
     reuse_noise: int = 0
+    seed_frame: bool = False
+    reseed_every: int | None = None
     query_cache: float = 0.0
     query_attention: str = "attn1"
     query_base: bool = True
@@ -194,7 +198,7 @@ class FifoConfig(SampleConfig):
         choice(self, "guides", GUIDES)
         if self.tail is not None:
             choice(self, "tail", TAILS)
-        positive(self, "zigzag")
+        positive(self, "zigzag", "reseed_every")
         between(self, "guide_frames", 0, LIMIT)
         between(self, "reflect_threshold", 0, 2)
         between(self, "reuse_noise", 0, 2**16)

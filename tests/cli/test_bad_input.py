@@ -100,7 +100,7 @@ def check(refused: Callable[..., str], tmp_path: Path, words: list[str], code: i
 
 WHOLE = ["--width", "--height", "--frames", "--seed", "--crf"]
 FIFO_WHOLE = ["--partitions", "--window-frames", "--window-batch", "--decode-batch", "--state-every", "--extend"]
-FIFO_WHOLE += ["--zigzag", "--guide-frames", "--reuse-noise"]
+FIFO_WHOLE += ["--reseed-every", "--zigzag", "--guide-frames", "--reuse-noise"]
 CLIP_WHOLE = ["--steps", "--num-videos"]
 REAL = ["--fps", "--fps-condition", "--guidance-scale", "--eta", "--motion-scale"]
 FIFO_REAL = ["--reflect-threshold", "--base-guidance", "--guidance-clean"]
@@ -243,6 +243,9 @@ OPTIONS = [
     (["generate"], 2, "give a prompt with -p, or --prompts-file", {}),
     ([*CLIP, "--prompts-file", "p"], 2, "exclude each other", {"p": "x"}),
     ([*CLIP, "--num-videos", "2"], 2, "several videos need a folder: -o out.mp4/", {}),
+    ([*FIFO, "--seed-frame"], 3, "--seed-frame: random:animatediff-v2 reads no picture; it goes with an image-to-", {}),
+    ([*FIFO, "--reseed-every", "4"], 3, "--reseed-every: random:animatediff-v2 reads no picture", {}),
+    ([*FIFO, "-m", "random:videocrafter-i2v"], 3, "makes a video of a picture: give one with --image", {}),
     ([*FIFO, "--start", "x.mp4", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", {}),
     ([*FIFO, "--extend", "3"], 2, "--extend goes with --resume STATE", {}),
     ([*FIFO, "--framez", "3"], 2, "No such option: --framez .*--frames", {}),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from vidlose.io.state import load_state
 from vidlose.io.video import count_frames, read_frames
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
+from vidlose.recipes import runtime
 
 COMMANDS = typer.main.get_command(cli.app).commands
 TINY = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5"]
@@ -125,6 +127,11 @@ ONLY_CACHE = {
     "query_base": ["--no-query-base"],
 }
 CACHE = ["--query-cache", "0.9"]
+ONLY_PICTURE = {
+    "seed_frame": ["--image", "photo.png"],
+    "reseed_every": ["--reseed-every", "2"],
+}
+PICTURE = ["-m", "random:videocrafter-i2v", "--seed-frame", "--keep-warmup"]
 MIGA = ["--strategy", "miga", "--window-frames", "12", "--partitions", "1", "--guide-frames", "3"]
 MIGA += ["--reflect-threshold", "0", "--no-refine", "--frames", "1"]
 
@@ -140,8 +147,12 @@ def test_fifo_options_change_the_latents(latents, request, name):
     assert torch.equal(latents(*TINY_FIFO, "-p", "a red ball"), plain)  # what did not change repeats exactly
 
 
-@pytest.mark.parametrize(("common", "options"), [(MIGA, ONLY_MIGA), (CACHE, ONLY_CACHE)], ids=["miga", "cache"])
-def test_options_of_options_change_the_latents(latents, common, options):
+@pytest.mark.parametrize(
+    ("common", "options"),
+    [(MIGA, ONLY_MIGA), (CACHE, ONLY_CACHE), (PICTURE, ONLY_PICTURE)],
+    ids=["miga", "cache", "picture"],
+)
+def test_options_of_options_change_the_latents(latents, files, common, options):
     words = [*TINY_FIFO, *common, "-p", "a red ball"]
     plain = latents(*words)
     for name, more in options.items():
@@ -174,6 +185,26 @@ def test_what_a_random_model_has_already_is_refused(vidlose, option):
         words = [command, "-m", "random", *(["-p", "x"] if command != "finetune" else []), option, "diffusers"]
         code, _, err = vidlose(*words)
         assert code == 3 and f"leave {option} out" in err
+
+
+def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
+    """The graphs are run as they are: what inductor makes of them takes a minute, and tests/full."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(runtime, "compile", partial(runtime.compile, backend=backend))
+    words = [*TINY_FIFO, "-p", "a red ball"]
+    plain = latents(*words)
+    torch.testing.assert_close(latents(*words, "--compile"), plain, atol=1e-4, rtol=0)
+    assert len(graphs) == 1  # one shape of call, and nothing in it that a graph cannot hold
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for command in (TINY_FIFO, TINY_CLIP):
+        code, _, err = vidlose(*command, "-p", "x", "--compile")
+        assert code == 3 and "--compile needs a C++ compiler, and there is no no-such-compiler" in err
 
 
 def test_uniform_latents_is_the_uniform_start(latents):
@@ -319,6 +350,7 @@ def test_every_config_field_is_covered():
         "output",
         "fps",
         "fps_condition",
+        "compile",  # says the same
         "scheduler",  # one choice so far: an unknown one is refused
         "device",  # what is not there is refused
         "format",
@@ -329,7 +361,7 @@ def test_every_config_field_is_covered():
     shared = {field.name for field in fields(SampleConfig)}
     assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
     fifo = {field.name for field in fields(FifoConfig)} - shared
-    assert fifo == ONLY_FIFO.keys() | ONLY_MIGA.keys() | ONLY_CACHE.keys() | {
+    assert fifo == ONLY_FIFO.keys() | ONLY_MIGA.keys() | ONLY_CACHE.keys() | ONLY_PICTURE.keys() | {
         "frames",
         "start",
         "scale_aware",

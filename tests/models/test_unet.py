@@ -138,9 +138,6 @@ def test_image_tokens_follow_the_text():
     out = unet(x, timestep, both)
     torch.testing.assert_close(unet(x, timestep, unet.text_keys(both)), out, atol=0, rtol=0)
     assert (unet(x, timestep, torch.cat([text, -image], dim=1)) - out).abs().max() > 1e-3
-    for rows in (77, 7):
-        with pytest.raises(ValueError, match=f"text has {rows} rows, expected 77 and an image's tokens after them"):
-            unet(x, timestep, text[:, :rows])
     # An image whose values are nothing leaves what the text alone does.
     plain = UNet(replace(facts, image=False)).eval()
     plain.load_state_dict({name: tensor for name, tensor in unet.state_dict().items() if "_ip." not in name})
@@ -148,6 +145,7 @@ def test_image_tokens_follow_the_text():
         if "to_v_ip" in name:
             parameter.zero_()
     torch.testing.assert_close(unet(x, timestep, both), plain(x, timestep, text), atol=0, rtol=0)
+    torch.testing.assert_close(unet(x, timestep, text), plain(x, timestep, text), atol=0, rtol=0)
 
 
 @torch.no_grad()
@@ -160,7 +158,7 @@ def queue_of_frames(family: str):
     """A queue of 9 frames, three windows of 4 that overlap by two, of which the last two frames are wanted."""
     x, timestep, text = inputs(family, batch=1, frames=9)
     windows = torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [5, 6, 7, 8]])
-    keep = torch.tensor([[False, False, True, True], [False, False, True, True], [True, False, True, True]])
+    keep = torch.tensor([2, 3, 6, 7, 8, 10, 11])
     return x, timestep, torch.cat([text, -text]), windows, keep
 
 
@@ -177,8 +175,8 @@ def test_windows_and_branches_equal_clips_one_by_one(family):
     assert found.shape == (2, 4, 7, 8, 16)
     for branch in range(2):
         said = text[branch : branch + 1]
-        clips = [unet(x[:, :, w], timestep[:, w], said)[:, :, k] for w, k in zip(windows, keep, strict=True)]
-        torch.testing.assert_close(found[branch : branch + 1], torch.cat(clips, 2), atol=3e-5, rtol=0)
+        clips = [unet(x[:, :, window], timestep[:, window], said) for window in windows]
+        torch.testing.assert_close(found[branch : branch + 1], torch.cat(clips, 2)[:, :, keep], atol=3e-5, rtol=0)
     two = unet(x, timestep, text, branches=2)
     torch.testing.assert_close(two[:1], unet(x, timestep, text[:1]), atol=3e-5, rtol=0)
     with pytest.raises(ValueError, match="2 queues at once"):
@@ -209,3 +207,45 @@ def test_rows_are_no_more_than_must_differ(family, first_conv, self_attention, l
         "self_attention": self_attention,
         "last_feed_forward": last_feed_forward,
     }
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "late text"])
+@torch.no_grad()
+def test_queries_are_lent_where_it_is_asked_for(family):
+    """In windows and branches as clip by clip, also where a query is lent before branches part."""
+    facts = NETWORKS["animatediff-v2" if family == "late text" else family]
+    if family == "late text":
+        facts = replace(facts, attention=(False, *facts.attention[1:]))
+    torch.manual_seed(0)
+    unet = UNet(facts).eval()
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    assert unet.pairs_queries
+    x, timestep, _ = inputs("animatediff-v2", batch=1, frames=6)
+    text = torch.randn(2, 82, facts.text_width, generator=torch.Generator().manual_seed(2))
+    windows = torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5]])
+    asked = [(0.0, ("attn1",)), (0.9, ("attn1",)), (0.9, ("attn2",)), (0.9, ("attn1", "attn2")), (0.3, ("attn1",))]
+    outs = []
+    for weight, which in asked:
+        options = {"query_weight": weight, "query_attention": which}
+        both = unet(x, timestep, text, branches=2, windows=windows, **options).unflatten(2, (2, 4))
+        for branch, window in ((0, 1), (1, 0)):
+            slots = windows[window]
+            alone = unet(x[:, :, slots], timestep[:, slots], text[branch : branch + 1], **options)
+            torch.testing.assert_close(both[branch, :, window], alone[0], atol=5e-5, rtol=1e-4)
+        outs.append(both)
+    assert min((one - other).abs().max() for i, one in enumerate(outs) for other in outs[:i]) > 1e-4
+
+
+@torch.no_grad()
+def test_motion_scale_is_a_factor_on_the_logits():
+    """Of every attention between frames, lent queries and relative positions with it."""
+    unet = small("videocrafter1-512")
+    x, timestep, text = inputs("videocrafter1-512")
+    scaled = unet(x, timestep, text, motion_scale=2.0, query_weight=0.5)
+    assert (scaled - unet(x, timestep, text, query_weight=0.5)).abs().max() > 1e-4
+    for module in unet.modules():
+        if isinstance(module, TemporalAttention):
+            module.to_q.weight.mul_(2)
+    torch.testing.assert_close(unet(x, timestep, text, query_weight=0.5), scaled, atol=1e-5, rtol=0)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,14 +97,16 @@ class VideoModel:
         """With a schedule that ends in noise alone, from whose end clips then start."""
         return replace(self, schedule=self.schedule.zero_terminal(), spacing="trailing")
 
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.unet, self.prediction)
+    def denoiser(self, options: Mapping[str, Any] | None = None) -> Denoiser:
+        """options: keywords of `UNet.forward`, for every call."""
+        return Denoiser(self.unet, self.prediction, options or {})
 
     @torch.no_grad()
     def condition(self, prompt: str, negative: str, fps: float, image: Tensor | None = None) -> Condition:
         """Text of one prompt and of what to move away from ("" is the unconditional text).
 
-        image: pixels `[1 3 H W]` in -1..1, for an image-to-video model, whose tokens follow the text's.
+        image: pixels `[1 3 H W]` in -1..1, for an image-to-video model, whose tokens follow the text's; without one it
+        is text alone.
         """
         text = self.encode([prompt, negative])
         if self.image_encoder is not None and image is not None:
@@ -143,9 +146,9 @@ class VideoModel:
                 found[path] = hashlib.file_digest(file, "sha256").hexdigest()
         return found
 
-    def check_image(self, image: str | None) -> None:
+    def check_image(self, image: str | None, needed: bool = True) -> None:
         """Raises InputError where a picture is given to a model that reads none, or the other way about."""
-        if self.image_encoder is not None and image is None:
+        if self.image_encoder is not None and image is None and needed:
             raise InputError(f"{self.name} makes a video of a picture: give one with --image")
         if self.image_encoder is None and image is not None:
             raise InputError(f"{self.name} reads no picture: leave --image out, or give an image-to-video model")

@@ -46,6 +46,24 @@ def fifo(
     vae: options.Vae = None,
     norm_mode: options.NormMode = FifoConfig.norm_mode,
     image: options.Image = None,
+    seed_frame: Annotated[
+        bool,
+        option(
+            "--seed-frame",
+            help="An image-to-video model sees the base clip's first frame; the clip itself is made of --image, or of"
+            " text alone.",
+            panel="Model",
+        ),
+    ] = FifoConfig.seed_frame,
+    reseed_every: Annotated[
+        int | None,
+        option(
+            "--reseed-every",
+            help="Every so many frames an image-to-video model sees the last one in place of the picture before.",
+            panel="Model",
+            show_default="never",
+        ),
+    ] = None,
     overwrite: options.Overwrite = FifoConfig.overwrite,
     json: options.Json = False,
     resume: Annotated[
@@ -276,6 +294,7 @@ def fifo(
     fps_condition: options.FpsCondition = None,
     device: options.Device = FifoConfig.device,
     dtype: options.Dtype = FifoConfig.dtype,
+    compile: options.Compile = FifoConfig.compile,
     format: options.Format = None,
     crf: options.Crf = FifoConfig.crf,
     metadata: options.Metadata = FifoConfig.metadata,

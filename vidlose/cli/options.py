@@ -109,6 +109,14 @@ Eta = Annotated[
     float | None,
     option("--eta", help="DDIM noise, 0 to 1.", panel="Advanced", show_default=FAMILY),
 ]
+MotionScale = Annotated[
+    float,
+    option(
+        "--motion-scale",
+        help="Sharpness of attention between frames: 0.5 for less motion, 2 for more.",
+        panel="Advanced",
+    ),
+]
 Scheduler = Annotated[str, option("--scheduler", help="How a step is made: ddim.", panel="Advanced")]
 FpsCondition = Annotated[
     float | None,
@@ -121,6 +129,14 @@ FpsCondition = Annotated[
 ]
 Device = Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel="Advanced")]
 Dtype = Annotated[str, option("--dtype", help="auto, fp32, bf16 or fp16.", panel="Advanced")]
+Compile = Annotated[
+    bool,
+    option(
+        "--compile",
+        help="Compile the network first: minutes once, seconds after that, for frames in 0.8 of the time on a CPU.",
+        panel="Advanced",
+    ),
+]
 Format = Annotated[
     str | None,
     option(

@@ -23,8 +23,8 @@ class Prediction:
 class View:
     """Clips that a network sees of a queue of frames, and what of them is wanted.
 
-    windows: int64 `[R F]`, frames of the queue, a window each; they may share frames. keep: bool `[R F]`, the frames
-    whose estimate is wanted: N in all, in the order of windows.
+    windows: int64 `[R F]`, frames of the queue, a window each; they may share frames. keep: int64 `[N]`, the frames of
+    windows, counted from the first window's first, whose estimate is wanted.
     """
 
     windows: Tensor
@@ -32,7 +32,7 @@ class View:
 
     def kept(self, queue: Tensor, dim: int) -> Tensor:
         """Of a queue, whose frames are along `dim`, the N frames that are wanted."""
-        return queue.index_select(dim, self.windows[self.keep].to(queue.device))
+        return queue.index_select(dim, self.windows.flatten()[self.keep].to(queue.device))
 
 
 class Denoise(Protocol):

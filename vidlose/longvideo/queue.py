@@ -96,6 +96,11 @@ class Queue(Slots, Iterator[Tensor]):
         self.left = False  # the front block has left and waits to be dropped
         self.waiting = latents[:0]  # what has left, and was not given out yet
 
+    @property
+    def ended(self) -> bool:
+        """Has everything been computed that is still to come?"""
+        return False
+
     @torch.no_grad()
     def __next__(self) -> Tensor:
         if not len(self.waiting):

@@ -58,6 +58,11 @@ class Refine(Slots, Iterator[Tensor]):
         self.done = [0] * len(self.passes)  # frames that each pass has behind it, never more than the pass before it
         self.ending: Tensor | None = None  # the frames from `done[-1]` on, once the video has ended
 
+    @property
+    def ended(self) -> bool:
+        """Has everything been computed that is still to come?"""
+        return self.ending is not None
+
     @torch.no_grad()
     def __next__(self) -> Tensor:
         while self.given >= self.done[-1] and self.ending is None:

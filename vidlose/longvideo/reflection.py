@@ -77,6 +77,7 @@ def _candidate(queue: Queue, guides: Tensor, at: int, layout: Drawing) -> Tensor
         queue.levels[at - len(guides) : at],
         memory=queue.memory,
         window_batch=queue.window_batch,
+        processes=queue.processes,
     )
     while len(trial.levels) < len(queue.levels) - at + len(guides):
         trial.enter()

@@ -83,9 +83,10 @@ class Slots:
         size = self.window_batch or max(len(own), 1)
         for some in (own[i : i + size] for i in range(0, len(own), size)):
             seen, windows = torch.tensor([call.slots for call in some]).unique(return_inverse=True)  # [U], [R F]
-            keep = torch.tensor([[i in call.write for i in range(len(call.slots))] for call in some])
-            pred = denoise(frames_of(self.latents, seen), level[seen][None], View(windows, keep))
-            kept = seen[windows[keep]]
+            keep = torch.tensor([r * len(call.slots) + i for r, call in enumerate(some) for i in call.write])
+            view = View(windows, keep)
+            pred = denoise(frames_of(self.latents, seen), level[seen][None], view)
+            kept = view.kept(seen, 0)
             ends = level[kept][None], target[kept][None]
             x = self.sampler.step(frames_of(self.latents, kept), pred, *ends, frames_of(noise, kept))
             after[kept] = x[0].transpose(0, 1)

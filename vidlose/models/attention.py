@@ -45,14 +45,10 @@ class CrossAttention(nn.Module):
         self.to_v_ip = nn.Linear(text_width, width, bias=False) if image else None
 
     def keys(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Text `[T L D]` -> key and value `[T heads L D]`; then those of the image `[T heads L-77 D]`, if any.
-
-        Raises ValueError where an image is expected and none follows the text.
-        """
-        if self.to_k_ip is None or self.to_v_ip is None:
+        """Text `[T L D]` -> key and value `[T heads L D]`; then those of the image `[T heads L-77 D]`, where the layer
+        reads one and its tokens follow the text."""
+        if self.to_k_ip is None or self.to_v_ip is None or text.shape[1] <= TEXT_ROWS:
             return split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)
-        if text.shape[1] <= TEXT_ROWS:
-            raise ValueError(f"text has {text.shape[1]} rows, expected {TEXT_ROWS} and an image's tokens after them")
         words, image = text[:, :TEXT_ROWS], text[:, TEXT_ROWS:]
         projected = self.to_k(words), self.to_v(words), self.to_k_ip(image), self.to_v_ip(image)
         return tuple(split_heads(x, self.heads) for x in projected)

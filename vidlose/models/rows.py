@@ -16,7 +16,8 @@ class Rows:
     rows that nobody wants are dropped. Each layer asks for what it needs; what has been done is not done again.
 
     frames: rows that come in. branches: runs over all of them, in this order in the batch. windows: int64 `[R F]`,
-    rows that come in, each window a clip. keep: bool `[R F]`, the frames of windows whose result is wanted.
+    rows that come in, each window a clip. keep: int64 `[N]`, the frames of windows, counted from the first window's
+    first, whose result is wanted.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Rows:
         if windows is not None:
             self._window = _select(windows.flatten(), frames)
         if windows is not None and keep is not None:
-            self._drop = _select(keep.flatten().nonzero().flatten(), windows.numel())
+            self._drop = _select(keep, windows.numel())
 
     def __len__(self) -> int:
         """Steps done: a time, for `now`."""

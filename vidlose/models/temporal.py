@@ -59,7 +59,9 @@ class TemporalAttention(nn.Module):
         self.relative_v = None if table is None else nn.Parameter(table.clone())
         self.qk_norm: QKNorm | None = None
         self.packed: Tensor | None = None  # [3C C], what the three weights are views of while fused
-        # Weighted Q-caches: who lends its query, set by the network. A list hides it from the module tree.
+        # Weighted Q-caches, set by the network: its name in the block, and who lends its query. A list hides that from
+        # the module tree.
+        self.place = ""
         self.query_source: list[TemporalAttention] = []
         self.lends_query = False
 
@@ -69,14 +71,17 @@ class TemporalAttention(nn.Module):
         (q, k, v), cached, own = self._project(x), None, None
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
+        if context.motion_scale != 1:
+            q = q * context.motion_scale
         if context.probe is not None:
             context.probe(self, q, k)
-        if context.query_cache is not None:
+        if context.query_cache is not None and self.place in context.query_attention:
             if self.query_source:
-                cached = context.query_cache[self.query_source[0]]
+                lent, since = context.query_cache[self.query_source[0]]
+                cached = context.rows.now(lent.flatten(0, 1), since).unflatten(0, q.shape[:2])
                 own = q.new_full(q.shape[:2], 1 - context.query_weight)
             if self.lends_query:
-                context.query_cache[self] = q
+                context.query_cache[self] = q, len(context.rows)
         out, _ = kernels.temporal_attention(
             q,
             k,

@@ -96,11 +96,17 @@ class UNet(nn.Module):
         """At each resolution, up block k borrows the query of down block max(last - k, first) (FIFO.md §8)."""
         for down, up in zip(self.down, reversed(self.up), strict=True):
             for k, block in enumerate(up):
-                lender = _first_temporal(down[max(len(down) - 1 - k, 0)])
-                borrower = _first_temporal(block)
+                lender, borrower = _first_temporal(down[max(len(down) - 1 - k, 0)]), _first_temporal(block)
                 if lender is not None and borrower is not None:
-                    borrower.attn1.query_source = [lender.attn1]
-                    lender.attn1.lends_query = True
+                    for place in ("attn1", "attn2"):
+                        lends, borrows = getattr(lender, place), getattr(borrower, place)
+                        lends.place = borrows.place = place
+                        lends.lends_query, borrows.query_source = True, [lends]
+
+    @property
+    def pairs_queries(self) -> bool:
+        """Is there a temporal layer going up that can borrow the query of one going down?"""
+        return any(isinstance(module, TemporalAttention) and module.query_source for module in self.modules())
 
     def _find_last_mixer(self) -> None:
         """Behind the last layer that mixes frames, only frames that are wanted need go on."""
@@ -140,17 +146,19 @@ class UNet(nn.Module):
         frame_mask: Tensor | None = None,
         probe: Probe | None = None,
         query_weight: float = 0.0,
+        query_attention: tuple[str, ...] = ("attn1",),
+        motion_scale: float = 1.0,
     ) -> Tensor:
         """One call; every clip and every frame may stand at its own noise level.
 
         timestep: `[B F]`. text: `[T L D]` or `text_keys` of it; T divides the frames of all branches, text i serves
         the i-th run of them. fps: `[B]` or `[B F]`, where the family embeds it (16 if absent). frame_mask, probe,
-        query_weight: see `Context`.
+        query_weight, query_attention, motion_scale: see `Context`.
 
         branches: the clips are run so many times, under other texts; the result is `[(branches B) C F h w]`. What
         does not depend on text is computed once. windows: int64 `[R G]`: the frames of x are a queue (B = 1), and the
-        network sees R clips of G of them; what does not mix frames is computed once a frame. keep: bool `[R G]`, the
-        frames of windows that are wanted (all); the result is `[branches C N h w]`, the N kept frames in order.
+        network sees R clips of G of them; what does not mix frames is computed once a frame. keep: int64 `[N]`,
+        the frames of windows, flattened, that are wanted (all); the result is `[branches C N h w]`.
         Raises ValueError on shapes that do not fit.
         """
         batch, _, frames = x.shape[:3]
@@ -173,6 +181,8 @@ class UNet(nn.Module):
             probe=probe,
             query_cache={} if query_weight else None,
             query_weight=query_weight,
+            query_attention=query_attention,
+            motion_scale=motion_scale,
         )
         h = self.conv_in(fold(x.to(self.conv_in.weight.dtype)))
         h = self._run(self.head, h, context)

@@ -3,7 +3,6 @@
 import shlex
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from vidlose.longvideo.refine import Refine
 from vidlose.models.autoencoder import from_uint8
 from vidlose.parallel import Processes
 from vidlose.recipes import fifo_state, prompts, runtime
+from vidlose.recipes.conditions import Conditions, check_picture
 from vidlose.recipes.fifo_state import Position, Saved
 from vidlose.recipes.output import Nowhere, Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals, Silence
@@ -61,6 +61,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
         if config.query_cache and not model.unet.pairs_queries:
             raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
+        check_picture(config, model)
         plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
         model.ready(device, settled.torch_dtype)
@@ -72,15 +73,10 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         warmup = 0 if config.keep_warmup else plan.warmup
         position = fifo_state.position_of(saved, config) if saved else Position()
 
-        image = None if config.image is None else runtime.read_image(config.image, settled)
-
-        def condition(prompt: str) -> Condition:
-            return model.condition(prompt, config.negative, settled.fps_condition, image)
-
-        bound = lru_cache(maxsize=2)(lambda prompt: sampler.bind(condition(prompt)))  # time only moves forward
+        conditions = Conditions(config, settled, model, sampler)
 
         def denoise_frame(frame: int) -> Denoise:
-            return bound(timeline.at(frame - warmup - position.prompts_from))
+            return conditions.denoise(timeline.at(frame - warmup - position.prompts_from))
 
         if saved:  # what is in the queue comes from the state
             clip = torch.zeros(base_shape(model, settled), device=device)
@@ -91,7 +87,11 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             report.say(f"seed {settled.seed}")
             scaled = model.schedule.ladder("linspace", steps)
             whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance)
-            clip = base_clip(whole, condition(timeline.prompts[0]), model, settled, noise, report, signals)
+            clip = base_clip(whole, conditions.of(timeline.prompts[0]), model, settled, noise, report, signals)
+        if config.seed_frame and not saved:
+            conditions.see(clip[:, 0])
+        if config.compile:  # the base clip is of another shape, and short
+            runtime.compile(model.unet, device)
         denoised = config.emit == "denoised"
         queue = Queue(
             plan,
@@ -109,8 +109,21 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             total = warmup + position.first + config.frames if config.frames else None
             stream = Refine(queue, denoise_frame, settled.frames, total=total, denoised=denoised)
         if saved:
-            saved.restore(stream, noise)
-        Run(config, settled, model, fingerprint, stream, noise, report, signals, state_path, warmup, position).go()
+            saved.restore(stream, conditions, noise)
+        Run(
+            config,
+            settled,
+            model,
+            fingerprint,
+            stream,
+            conditions,
+            noise,
+            report,
+            signals,
+            state_path,
+            warmup,
+            position,
+        ).go()
     return config.output if processes.first else None
 
 
@@ -132,6 +145,7 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         config,
         model,
         device,
+        needs_image=not config.seed_frame,
         frames=config.window_frames,
         guidance=usual.fifo_guidance,
         eta=usual.fifo_eta,
@@ -235,6 +249,7 @@ class Run:
     model: VideoModel
     fingerprint: str
     stream: Queue | Refine
+    conditions: Conditions
     noise: SeededNoise
     report: Reporter
     signals: Signals
@@ -312,6 +327,9 @@ class Run:
                 output.write(latents)
                 self.report.event("frame", i=self.position.written - 1)
                 self.report.progress("frames", self.position.written, total)
+                every = self.config.reseed_every
+                if every and self.position.kept % every == 0 and not self.stream.ended:
+                    self.conditions.see(latents[0])
             else:
                 self.report.progress("warm-up", self.position.emitted, self.warmup)
             if self.position.written == total:
@@ -346,7 +364,7 @@ class Run:
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that changes, as it is."""
-        return {**self.stream.state(), "rng": self.noise.generator.get_state()}
+        return {**self.stream.state(), **self.conditions.state(), "rng": self.noise.generator.get_state()}
 
     def _save(self, tensors: dict[str, Tensor] | None = None, finished: bool = False) -> None:
         if not self.state_path:

@@ -16,6 +16,7 @@ from vidlose.io.state import load_state, save_state
 from vidlose.longvideo.queue import Queue
 from vidlose.longvideo.refine import Refine
 from vidlose.recipes import runtime
+from vidlose.recipes.conditions import Conditions
 
 FILES = {"model", "motion_module", "lora", "vae"}
 FREE = FILES | {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
@@ -86,10 +87,11 @@ class Saved:
             raise InputError(f"{self.path} is of a run with --model {self.config.model}, not {name}")
         raise InputError(f"{self.path} is of another model: {name}, or a file with it, has changed since")
 
-    def restore(self, stream: Queue | Refine, noise: SeededNoise) -> None:
-        """Put frames and noise where they were. Raises InputError where the state is not of such a stream."""
+    def restore(self, stream: Queue | Refine, conditions: Conditions, noise: SeededNoise) -> None:
+        """Put frames, picture and noise where they were. Raises InputError where the state is not of such a stream."""
         try:
             stream.restore(self.tensors)
+            conditions.restore(self.tensors)
             noise.generator.set_state(self.tensors["rng"])
         except (InputError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{self.path} is of another run, or damaged: {error}") from error

@@ -36,13 +36,14 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         plans = [(run, settle(run, model, device)) for run in runs]
         fingerprint = model.fingerprint()
         model.ready(device, plans[0][1].torch_dtype)
+        if config.compile:
+            runtime.compile(model.unet, device)
         if folder:
             folder.mkdir(exist_ok=True)
         for index, (run, settled) in enumerate(plans):
             report.event("video", i=index, of=len(runs), prompt=run.prompt, seed=run.seed, output=run.output)
-            sampler = Sampler(
-                model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper
-            )
+            denoiser = model.denoiser({"motion_scale": config.motion_scale})
+            sampler = Sampler(denoiser, ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
             one(run, settled, model, fingerprint, sampler, report, signals)
     return [run.output or "" for run in runs]
 

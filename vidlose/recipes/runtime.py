@@ -2,9 +2,11 @@
 
 import ctypes
 import json
+import os
 import re
 import resource
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -67,6 +69,24 @@ def settle_memory(device: torch.device) -> None:
                 libc.mallopt(option, 2**31 - 1)
 
 
+def compile(network: torch.nn.Module, device: torch.device, backend: str = "inductor") -> None:
+    """From now on calls run compiled, one graph a shape: minutes the first time, seconds out of the cache.
+
+    On a GPU a call is then one CUDA graph. Raises InputError where there is no C++ compiler, which inductor needs.
+    """
+    if backend == "inductor":
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            raise InputError(f"--compile needs a C++ compiler, and there is no {compiler}")
+        # Beside what else we keep: torch's own place is /tmp, which a restart empties.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    network.compile(dynamic=False, backend=backend, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidlose"
+
+
 def dtype(name: str, device: torch.device) -> str:
     """ "auto" is fp32 on a CPU, and elsewhere bf16 where the device has it, else fp16."""
     if name != "auto":
@@ -109,8 +129,10 @@ def settle(
     guidance: float,
     eta: float,
     fps_condition: float,
+    needs_image: bool = True,
 ) -> Settled:
-    """Decide what `config` leaves open; the keywords are the frames asked for and the family's habits.
+    """Decide what `config` leaves open; the keywords are the frames asked for, the family's habits, and whether a model
+    that reads pictures has to be given one.
 
     Raises InputError where the model cannot do it: a size off its grid, more frames than it has positions.
     """
@@ -127,7 +149,7 @@ def settle(
         eta=eta if config.eta is None else config.eta,
         seed=seed(config.seed),
     )
-    model.check_image(config.image)
+    model.check_image(config.image, needs_image)
     model.latent_size(settled.width, settled.height)
     model.check_frames(settled.frames)
     return settled

@@ -1,0 +1,64 @@
+"""What the frames of an endless video are drawn from: a prompt, and a picture where the model reads one."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import FifoConfig
+from vidlose.diffusion.denoiser import Condition, Denoise
+from vidlose.diffusion.sampling import Sampler
+from vidlose.errors import InputError
+from vidlose.recipes import runtime
+from vidlose.recipes.runtime import Settled
+
+SEED = "seed"  # in a state: the latent that the picture is of, [C h w]
+
+
+class Conditions:
+    """Prompts, and the picture of an image-to-video model: the one that was given, or a frame of the video itself.
+
+    A new picture takes the place of the one before; it counts from the next step on.
+    """
+
+    def __init__(self, config: FifoConfig, settled: Settled, model: VideoModel, sampler: Sampler) -> None:
+        self.config, self.settled, self.model, self.sampler = config, settled, model, sampler
+        self.picture = None if config.image is None else runtime.read_image(config.image, settled)
+        self.seed: Tensor | None = None
+        self.denoise = lru_cache(maxsize=2)(self._denoise)  # time only moves forward
+
+    def of(self, prompt: str) -> Condition:
+        """The condition of a prompt, with the picture as it is now; text alone where there is none yet."""
+        return self.model.condition(prompt, self.config.negative, self.settled.fps_condition, self.picture)
+
+    def _denoise(self, prompt: str) -> Denoise:
+        return self.sampler.bind(self.of(prompt))
+
+    @torch.no_grad()
+    def see(self, latent: Tensor) -> None:
+        """From now on a frame of the video, a clean latent `[C h w]`, is the picture."""
+        self.seed = latent.clone()
+        self.picture = self.model.vae.decode(latent[None]).clamp(-1, 1)
+        self.denoise.cache_clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """The seed, if the picture is of one."""
+        return {} if self.seed is None else {SEED: self.seed}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up `state`. Raises InputError where there is a seed too many, or too few, or of another shape."""
+        seed = state.get(SEED)
+        if seed is None and self.config.seed_frame:
+            raise InputError("the frame that its picture is of is missing")
+        if seed is not None:
+            if not (self.config.seed_frame or self.config.reseed_every) or not seed.isfinite().all():
+                raise InputError("its picture is of a frame that cannot be")
+            self.see(seed.to(self.model.device))
+
+
+def check_picture(config: FifoConfig, model: VideoModel) -> None:
+    """Raises InputError where a model that reads no picture is to be given one of the video."""
+    if model.image_encoder is None and (config.seed_frame or config.reseed_every):
+        option = "--seed-frame" if config.seed_frame else "--reseed-every"
+        raise InputError(f"{option}: {model.name} reads no picture; it goes with an image-to-video model")
