@@ -116,6 +116,21 @@ def test_guidance_by_level(stub):
     windows = torch.tensor([[0, 1, 2], [2, 3, 4]])
     bound(x, level, View(windows, torch.tensor([0, 5])))  # the frames that are wanted count
     assert batches == [2, 1, 2]
+    # A window of which no frame that is wanted is guided runs by itself.
+    view = View(torch.tensor([[0, 1, 2], [1, 2, 3], [2, 3, 4]]), torch.tensor([0, 4, 8]))
+    found = bound(x, level, view).eps
+    assert batches == [2, 1, 2, 2, 2]  # of three windows, one under both texts and two under one
+    one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level, view).eps for of in (text, null))
+    weight = torch.tensor([1, 7, 1])[None, None, :, None, None]
+    torch.testing.assert_close(found, other + weight * (one - other), atol=1e-4, rtol=1e-5)
+
+
+def test_guidance_of_some_blocks_of_levels():
+    """Counted from the noisiest; they make up for the others."""
+    ladder = SCHEDULE.ladder("linspace", 6)
+    weights = Guidance(3.0, every=3, block=1).weights(ladder)
+    assert weights[1:].tolist() == [1, 1, 7, 1, 1, 7]
+    assert Guidance(3.0, every=2, block=2).weights(ladder)[1:].tolist() == [5, 5, 1, 1, 5, 5]
 
 
 def test_guidance_rescaled(stub):

@@ -275,6 +275,14 @@ def fifo(
             panel="Guidance of the queue",
         ),
     ] = FifoConfig.guidance_rescale,
+    guidance_every: Annotated[
+        int,
+        option(
+            "--guidance-every",
+            help="Guide every so many-th block of levels only, so much more: less work, at some cost in quality.",
+            panel="Guidance of the queue",
+        ),
+    ] = FifoConfig.guidance_every,
     window_batch: Annotated[
         int | None,
         option(

@@ -30,9 +30,38 @@ class View:
     windows: Tensor
     keep: Tensor
 
+    def holding(self, kept: Tensor) -> Tensor:
+        """bool `[R]`: the windows that hold one of these, bool `[N]`, of the kept frames."""
+        found = torch.zeros(len(self.windows), dtype=torch.bool)
+        found[(self.keep // self.windows.shape[1])[kept]] = True
+        return found
+
+    def split(self, chosen: Tensor) -> list["Part"]:
+        """The windows that are chosen, bool `[R]`, and the others, as views by themselves."""
+        frames = self.windows.shape[1]
+        parts = []
+        for some in (chosen, ~chosen):
+            seen, windows = self.windows[some].unique(return_inverse=True)
+            wanted = some[self.keep // frames]
+            row = some.cumsum(0) - 1  # of a window, among those of its part
+            keep = self.keep[wanted]
+            view = View(windows, row[keep // frames] * frames + keep % frames)
+            parts.append(Part(seen, view, wanted.nonzero().flatten()))
+        return parts
+
     def kept(self, queue: Tensor, dim: int) -> Tensor:
         """Of a queue, whose frames are along `dim`, the N frames that are wanted."""
         return queue.index_select(dim, self.windows.flatten()[self.keep].to(queue.device))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some windows of a view. seen: int64 `[U]`, the frames of the queue that they show, which `view` is of. wanted:
+    int64, the places of its kept frames among those of the whole view."""
+
+    seen: Tensor
+    view: View
+    wanted: Tensor
 
 
 class Denoise(Protocol):

@@ -17,6 +17,8 @@ class Guidance:
     timestep; None is as `weight`. low, high: the share of the timesteps, 0 at the floor and 1 at the top, between which
     frames are guided at all (Kynkäänniemi et al. 2024, arXiv 2404.07724). rescale: how far the guided output is
     brought back to the deviation of the conditional one, 1 all the way (Lin et al. 2024, arXiv 2305.08891, eq. 15-16).
+    every, block: of blocks of so many rows, counted from the top, guide each `every`-th only, and as much as all of
+    them would.
     """
 
     weight: float = 1.0
@@ -24,13 +26,17 @@ class Guidance:
     low: float = 0.0
     high: float = 1.0
     rescale: float = 0.0
+    every: int = 1
+    block: int = 1
 
     def weights(self, ladder: Ladder) -> Tensor:
         """The weight at each row of a ladder, fp64 `[K]`."""
         floor, top = (float(ladder.timestep[row]) for row in (ladder.floor, -1))
         share = ((ladder.timestep.double() - floor) / max(top - floor, 1)).clamp(0, 1)
         clean = self.weight if self.clean is None else self.clean
-        return torch.where((share >= self.low) & (share <= self.high), clean + (self.weight - clean) * share, 1.0)
+        weights = 1 + self.every * (clean + (self.weight - clean) * share - 1)
+        chosen = torch.arange(len(share) - 1, -1, -1) // self.block % self.every == 0
+        return torch.where((share >= self.low) & (share <= self.high) & chosen, weights, 1.0)
 
 
 def classifier_free(both: Bound, weights: Tensor, rescale: float = 0.0, alone: Bound | None = None) -> Bound:
@@ -38,13 +44,24 @@ def classifier_free(both: Bound, weights: Tensor, rescale: float = 0.0, alone: B
 
     weights: of the ladder's rows `[K]`. rescale: see `Guidance`; deviations are over a frame's channels and pixels.
     both: bound to the texts [cond; null], so that the two branches run as one batch, and part where text is read.
-    alone: bound to the conditional text, for batches in which no frame is guided.
+    alone: bound to the conditional text, for clips and windows in which no frame that is wanted is guided.
     """
 
     def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
         weight = weights[level if view is None else view.kept(level, 1)]
-        if alone is not None and (weight == 1).all():
+        guided = weight != 1
+        if alone is not None and not guided.any():
             return alone.output(x, level, view, branches)
+        windows = None if view is None else view.holding(guided[0])
+        if alone is None or view is None or windows is None or windows.all():
+            return mixed(x, level, view, branches, weight)
+        out = x.new_empty(branches, x.shape[1], len(view.keep), *x.shape[3:])
+        for part in view.split(windows):
+            shown = part.seen.to(x.device)
+            out[:, :, part.wanted] = output(x[:, :, shown], level[:, part.seen], part.view, branches)
+        return out
+
+    def mixed(x: Tensor, level: Tensor, view: View | None, branches: int, weight: Tensor) -> Tensor:
         conditional, unconditional = both.output(x, level, view, 2 * branches).chunk(2)
         weight = spread(weight.repeat(branches, 1), conditional)
         guided = unconditional + weight * (conditional - unconditional)

@@ -165,7 +165,9 @@ def guidances(config: FifoConfig, settled: Settled) -> tuple[Guidance, Guidance]
     """Of the queue, and of the base clip."""
     weight, rescale = settled.guidance_scale, config.guidance_rescale
     base = weight if config.base_guidance is None else config.base_guidance
-    queue = Guidance(weight, config.guidance_clean, config.guidance_low, config.guidance_high, rescale)
+    block = settled.frames // (2 if config.lookahead else 1)
+    interval = (config.guidance_low, config.guidance_high)
+    queue = Guidance(weight, config.guidance_clean, *interval, rescale, config.guidance_every, block)
     return queue, Guidance(base, rescale=rescale)
 
 
