@@ -146,12 +146,12 @@ class FifoConfig(SampleConfig):
     zigzag: frames that share a noise level. guide_frames: of a window's frames, those from far in front of it.
     reflect: draw blocks anew that are unlike those before them, by more than reflect_threshold. refine: a second stage
     at one level for all of a window. tail: what enters; reuse_noise: of so many frames of noise, again and again.
-    What is None of these is as STRATEGIES has it. base_guidance: of the base clip; guidance_clean: of the cleanest
-    frames of a queue, whose noisiest have guidance_scale; None is as that. guidance_low, guidance_high,
-    guidance_rescale, guidance_every (blocks of as many levels as a window writes): see `diffusion.guidance.Guidance`.
-    query_cache: weight of the queries of the network's way down on its way up; query_attention: in which temporal
-    attention; query_base: in the base clip, too. seed_frame: the picture of an image-to-video model is the base clip's
-    first frame; reseed_every: every so many, the last one shown.
+    What is None of these is as STRATEGIES has it. base_guidance: of the base clip, base_steps: its levels, as many as
+    the queue has where None; guidance_clean: of the cleanest frames of a queue, whose noisiest have guidance_scale;
+    None is as that. guidance_low, guidance_high, guidance_rescale, guidance_every (blocks of as many levels as a window
+    writes): see `diffusion.guidance.Guidance`. query_cache: weight of the queries of the network's way down on its way
+    up; query_attention: in which temporal attention; query_base: in the base clip, too. seed_frame: the picture of an
+    image-to-video model is the base clip's first frame; reseed_every: every so many, the last one shown.
     """
 
     prompt_schedule: str | None = None
@@ -179,6 +179,7 @@ class FifoConfig(SampleConfig):
     query_attention: str = "attn1"
     query_base: bool = True
     base_guidance: float | None = None
+    base_steps: int | None = None
     guidance_clean: float | None = None
     guidance_low: float = 0.0
     guidance_high: float = 1.0
@@ -210,7 +211,7 @@ class FifoConfig(SampleConfig):
             raise InputError("--query-attention and --no-query-base go with a --query-cache WEIGHT")
         for name in ("base_guidance", "guidance_clean"):
             between(self, name, -1000, 1000)
-        positive(self, "guidance_every", limit=1000)
+        positive(self, "guidance_every", "base_steps", limit=1000)
         for name in ("guidance_low", "guidance_high", "guidance_rescale"):
             between(self, name, 0, 1)
         if self.guidance_low > self.guidance_high:

@@ -115,6 +115,7 @@ ONLY_FIFO = {
     "guidance_low": ["--guidance-low", "0.5"],
     "guidance_high": ["--guidance-high", "0.5"],
     "guidance_rescale": ["--guidance-rescale", "0.7"],
+    "base_steps": ["--base-steps", "4"],
     "guidance_every": ["--guidance-every", "2"],
 }
 ONLY_MIGA = {

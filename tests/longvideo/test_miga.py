@@ -80,7 +80,7 @@ def test_goldens(golden, replay, stub, case):
         zigzag=zigzag,
         guide_frames=facts["temporal_memory_len"],
         exit=miga.stage_level(ladder),
-        reflection=Reflection(0.001, score=likeness_of_means) if facts["involve_resample"] else None,
+        reflection=Reflection(0.001, score=likeness_of_means, noisy=True) if facts["involve_resample"] else None,
         blocks=facts["long_iter_nums"],
     )
     base, drawn = t["base_x0"][0], draws(t, zigzag)
@@ -285,14 +285,13 @@ def test_reflection_keeps_the_likest(stub):
     queue = preset(stub, 4)
     review, changes = queue.plan.review, []
 
-    def watched(queue: Queue) -> None:
-        before, score = queue.latents.clone(), queue.memory["score"][0]
-        review(queue)
+    def watched(queue: Queue, clean: Tensor) -> None:
+        before, last = queue.latents.clone(), queue.memory["score"][0]
+        review(queue, clean)
         if not torch.equal(before, queue.latents):
             at = queue.levels.index(miga.judged_level(queue.sampler.ladder))
             assert torch.equal(before[:at], queue.latents[:at])
-            guides, old, new = before[at - 12 : at], before[at : at + 4], queue.latents[at : at + 4]
-            assert score > reflection.likeness(guides, old) < reflection.likeness(guides, new)
+            assert last > reflection.likeness(clean[at - 12 : at], clean[at : at + 4]) < queue.memory["score"][0]
             changes.append(at)
 
     object.__setattr__(queue.plan, "review", watched)

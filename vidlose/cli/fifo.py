@@ -238,6 +238,15 @@ def fifo(
     query_base: Annotated[
         bool, option("--query-base/--no-query-base", help="In the base clip, too.", panel="Network")
     ] = FifoConfig.query_base,
+    base_steps: Annotated[
+        int | None,
+        option(
+            "--base-steps",
+            help="Denoising steps of the base clip: fewer, and the first frame comes sooner.",
+            panel="Queue",
+            show_default="partitions x window frames",
+        ),
+    ] = None,
     base_guidance: Annotated[
         float | None,
         option(

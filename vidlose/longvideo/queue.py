@@ -22,8 +22,8 @@ Layout = Callable[[int, int], list[Call]]
 """(iteration, number of slots) -> the model calls of a sweep, all of the same length."""
 Tail = Callable[["Queue"], Tensor]
 """A queue -> the slots that enter at the top, `[width C h w]`, or none of them."""
-Review = Callable[["Queue"], None]
-"""Looks at a queue after each sweep, and may replace latents of it."""
+Review = Callable[["Queue", Tensor], None]
+"""Looks at a queue and the clean estimates `[Q C h w]` after each sweep, and may replace latents."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Queue(Slots, Iterator[Tensor]):
     def _advance(self) -> Tensor:
         """One iteration. Returns the sweep's clean estimates `[Q C h w]` (zero in the lead)."""
         clean = self.sweep()
+        if self.plan.review:
+            self.plan.review(self, clean)
         if self.left:
             self._drop()
             self.left = False
-        if self.plan.review:
-            self.plan.review(self)
         self.enter()
         self.iteration += 1
         return clean

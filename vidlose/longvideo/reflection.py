@@ -36,53 +36,60 @@ class Reflection:
     """A review of the queue.
 
     threshold: the fall in likeness beyond which a block is drawn anew. candidates: how often. guides: blocks before it
-    that it is compared with.
+    that it is compared with. noisy: judge latents as they are (the original), which in small pictures shows their noise
+    more than anything else, and not the clean estimates of them.
     """
 
     threshold: float = 0.01
     candidates: int = 5
     guides: int = 3
     score: Callable[[Tensor, Tensor], float] = likeness
+    noisy: bool = False
 
-    def __call__(self, queue: Queue, *, judged: int, layout: Drawing, until: int | None = None) -> None:
+    def __call__(self, queue: Queue, clean: Tensor, *, judged: int, layout: Drawing, until: int | None = None) -> None:
         """Judge the block at the row `judged`, if there is one with its guides before it, and another before them.
 
-        until: the iteration from which on nothing is judged. Slots from the judged block on may be replaced.
+        clean: the sweep's estimates `[Q C h w]`. until: the iteration from which on nothing is judged. Slots from the
+        judged block on may be replaced.
         """
         ended = until is not None and queue.iteration >= until
         if ended or judged not in queue.levels or queue.levels[0] >= judged - self.guides:
             return
-        at = queue.levels.index(judged)
-        guides = queue.latents[at - self.guides * queue.plan.width : at]
-        score = self.score(guides, queue.latents[at : at + queue.plan.width])
+        at, width = queue.levels.index(judged), queue.plan.width
+        guides = slice(at - self.guides * width, at)
+        seen = queue.latents if self.noisy else clean
+        score = self.score(seen[guides], seen[at : at + width])
         last, known = queue.memory[SCORE].tolist()
         if known and last - score > self.threshold:
-            drawn = [_candidate(queue, guides, at, layout) for _ in range(self.candidates)]
-            scores = [self.score(guides, slots[: queue.plan.width]) for slots in drawn]
+            drawn = [_candidate(queue, guides, layout) for _ in range(self.candidates)]
+            scores = [
+                self.score(seen[guides], (slots if self.noisy else estimates)[:width]) for slots, estimates in drawn
+            ]
             if max(scores) > score:
                 score = max(scores)
-                queue.latents = torch.cat([queue.latents[:at], drawn[scores.index(score)]])
+                queue.latents = torch.cat([queue.latents[:at], drawn[scores.index(score)][0]])
         queue.memory[SCORE] = torch.tensor([score, 1], dtype=torch.float64)
 
 
-def _candidate(queue: Queue, guides: Tensor, at: int, layout: Drawing) -> Tensor:
-    """The slots from `at` on, drawn anew behind the guides, which stay as they are."""
-    denoise = queue.denoise_at(queue.iteration)
+def _candidate(queue: Queue, guides: slice, layout: Drawing) -> tuple[Tensor, Tensor]:
+    """The slots behind the guides, drawn anew, and their clean estimates; the guides stay as they are."""
+    denoise, count = queue.denoise_at(queue.iteration), guides.stop - guides.start
     trial = Queue(
-        replace(queue.plan, layout=lambda _, slots: layout(slots, len(guides)), in_place=False),
+        replace(queue.plan, layout=lambda _, slots: layout(slots, count), in_place=False),
         queue.sampler,
         lambda _: denoise,
         queue.noise,
-        guides,
-        queue.levels[at - len(guides) : at],
+        queue.latents[guides],
+        queue.levels[guides],
         memory=queue.memory,
         window_batch=queue.window_batch,
         processes=queue.processes,
     )
-    while len(trial.levels) < len(queue.levels) - at + len(guides):
+    clean = trial.latents
+    while len(trial.levels) < len(queue.levels) - guides.start:
         trial.enter()
-        trial.sweep()
-    return trial.latents[len(guides) :]
+        clean = trial.sweep()
+    return trial.latents[count:], clean[count:]
 
 
 def memory() -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             report.say(f"seed {settled.seed}")
         else:  # the base clip keeps the scale its model was trained with, as the reference does
             report.say(f"seed {settled.seed}")
-            scaled = model.schedule.ladder("linspace", steps)
+            scaled = model.schedule.ladder("linspace", config.base_steps or steps)
             whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance)
             clip = base_clip(whole, conditions.of(timeline.prompts[0]), model, settled, noise, report, signals)
         if config.seed_frame and not saved:
