@@ -133,7 +133,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Ways to make a long video, and what each of them makes of the options that nobody has set."""
 FOR_STRATEGY = {
-    "fifo": ("lookahead", "queue_start", "keep_warmup"),
+    "fifo": ("lookahead", "queue_start", "keep_warmup", "reuse_deep", "reuse_depth"),
     "miga": ("guide_frames", "guides", "reflect", "reflect_threshold"),
 }
 """Options that one strategy alone has."""
@@ -149,8 +149,9 @@ class FifoConfig(SampleConfig):
     What is None of these is as STRATEGIES has it. base_guidance: of the base clip, base_steps: its levels, as many as
     the queue has where None; guidance_clean: of the cleanest frames of a queue, whose noisiest have guidance_scale;
     None is as that. guidance_low, guidance_high, guidance_rescale, guidance_every (blocks of as many levels as a window
-    writes): see `diffusion.guidance.Guidance`. query_cache: weight of the queries of the network's way down on its way
-    up; query_attention: in which temporal attention; query_base: in the base clip, too. seed_frame: the picture of an
+    writes): see `diffusion.guidance.Guidance`. reuse_deep: sweeps that share deep features, reuse_depth: levels of the
+    network that always run. query_cache: weight of the queries of the network's way down on its way up;
+    query_attention: in which temporal attention; query_base: in the base clip, too. seed_frame: the picture of an
     image-to-video model is the base clip's first frame; reseed_every: every so many, the last one shown.
     """
 
@@ -169,7 +170,7 @@ class FifoConfig(SampleConfig):
     guide_frames: int | None = None
     guides: str = "blocks"
     reflect: bool | None = None
-    reflect_threshold: float = 0.01
+    reflect_threshold: float = 0.05
     refine: bool | None = None
     tail: str | None = None
     reuse_noise: int = 0
@@ -185,6 +186,8 @@ class FifoConfig(SampleConfig):
     guidance_high: float = 1.0
     guidance_rescale: float = 0.0
     guidance_every: int = 1
+    reuse_deep: int = 1
+    reuse_depth: int = 1
     window_batch: int | None = None
     decode_batch: int = 1
     state: str | None = None
@@ -211,9 +214,13 @@ class FifoConfig(SampleConfig):
             raise InputError("--query-attention and --no-query-base go with a --query-cache WEIGHT")
         for name in ("base_guidance", "guidance_clean"):
             between(self, name, -1000, 1000)
-        positive(self, "guidance_every", "base_steps", limit=1000)
+        positive(self, "guidance_every", "base_steps", "reuse_deep", "reuse_depth", limit=1000)
         for name in ("guidance_low", "guidance_high", "guidance_rescale"):
             between(self, name, 0, 1)
+        if self.reuse_deep > 1 and (self.guidance_every > 1 or (self.guidance_low, self.guidance_high) != (0, 1)):
+            raise UsageError("--reuse-deep keeps features of both branches: guide all levels with it")
+        if self.reuse_depth > 1 and self.reuse_deep == 1:
+            raise InputError("--reuse-depth goes with --reuse-deep SWEEPS")
         if self.guidance_low > self.guidance_high:
             raise InputError(f"--guidance-low {self.guidance_low} is above --guidance-high {self.guidance_high}")
         if self.base_guidance is not None and self.start is not None:

@@ -115,27 +115,34 @@ ONLY_FIFO = {
     "guidance_low": ["--guidance-low", "0.5"],
     "guidance_high": ["--guidance-high", "0.5"],
     "guidance_rescale": ["--guidance-rescale", "0.7"],
+    "reuse_deep": ["--reuse-deep", "2"],
     "base_steps": ["--base-steps", "4"],
     "guidance_every": ["--guidance-every", "2"],
 }
-ONLY_MIGA = {
+MIGA = ["--strategy", "miga", "--partitions", "1", "--no-refine", "--frames", "1"]
+ONLY_GUIDED = {
     "guide_frames": ["--guide-frames", "0"],
     "guides": ["--guides", "head"],
-    "reflect": ["--no-reflect"],
-    "reflect_threshold": ["--reflect-threshold", "0.5"],
 }
+GUIDED = [*MIGA, "--window-frames", "12", "--guide-frames", "3", "--no-reflect"]
+ONLY_REFLECTED = {
+    "reflect": ["--no-reflect"],
+    "reflect_threshold": ["--reflect-threshold", "1"],
+}
+REFLECTED = [*MIGA, "--window-frames", "8", "--guide-frames", "0", "--zigzag", "2", "--reflect-threshold", "0"]
+REFLECTED += ["--frames", "8"]
 ONLY_CACHE = {
     "query_attention": ["--query-attention", "attn2"],
     "query_base": ["--no-query-base"],
 }
 CACHE = ["--query-cache", "0.9"]
+ONLY_DEEP = {"reuse_depth": ["--reuse-depth", "2"]}
+DEEP = ["--reuse-deep", "2"]
 ONLY_PICTURE = {
     "seed_frame": ["--image", "photo.png"],
     "reseed_every": ["--reseed-every", "2"],
 }
 PICTURE = ["-m", "random:videocrafter-i2v", "--seed-frame", "--keep-warmup"]
-MIGA = ["--strategy", "miga", "--window-frames", "12", "--partitions", "1", "--guide-frames", "3"]
-MIGA += ["--reflect-threshold", "0", "--no-refine", "--frames", "1"]
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
@@ -151,10 +158,18 @@ def test_fifo_options_change_the_latents(latents, request, name):
 
 @pytest.mark.parametrize(
     ("common", "options"),
-    [(MIGA, ONLY_MIGA), (CACHE, ONLY_CACHE), (PICTURE, ONLY_PICTURE)],
-    ids=["miga", "cache", "picture"],
+    [
+        (GUIDED, ONLY_GUIDED),
+        (REFLECTED, ONLY_REFLECTED),
+        (CACHE, ONLY_CACHE),
+        (PICTURE, ONLY_PICTURE),
+        (DEEP, ONLY_DEEP),
+    ],
+    ids=["guided", "reflected", "cache", "picture", "deep"],
 )
-def test_options_of_options_change_the_latents(latents, files, common, options):
+def test_options_of_options_change_the_latents(latents, request, common, options):
+    if common == PICTURE:
+        request.getfixturevalue("files")
     words = [*TINY_FIFO, *common, "-p", "a red ball"]
     plain = latents(*words)
     for name, more in options.items():
@@ -363,15 +378,24 @@ def test_every_config_field_is_covered():
     shared = {field.name for field in fields(SampleConfig)}
     assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
     fifo = {field.name for field in fields(FifoConfig)} - shared
-    assert fifo == ONLY_FIFO.keys() | ONLY_MIGA.keys() | ONLY_CACHE.keys() | ONLY_PICTURE.keys() | {
-        "frames",
-        "start",
-        "scale_aware",
-        "window_batch",
-        "decode_batch",
-        "state",
-        "state_every",
-    }
+    assert (
+        fifo
+        == ONLY_FIFO.keys()
+        | ONLY_GUIDED.keys()
+        | ONLY_REFLECTED.keys()
+        | ONLY_CACHE.keys()
+        | ONLY_PICTURE.keys()
+        | ONLY_DEEP.keys()
+        | {
+            "frames",
+            "start",
+            "scale_aware",
+            "window_batch",
+            "decode_batch",
+            "state",
+            "state_every",
+        }
+    )
     clip = {field.name for field in fields(GenerateConfig)} - shared
     assert clip == {"frames", "steps", "prompts_file", "num_videos"}
     # Those of finetune are walked in recipes/test_finetune_knobs.py.

@@ -180,7 +180,8 @@ def preset(stub, partitions: int = 1, **options) -> tuple[Queue, Sampler]:
     ladder = SCHEDULE.ladder("linspace", partitions * 16)
     sampler = Sampler(Denoiser(stub), ladder, 3.0, options.pop("eta", 1.0))
     denoise = sampler.bind(Condition(torch.full((1, 3, 6), 0.3), torch.zeros(1, 3, 6)))
-    plan = miga.plan(ladder, 16, exit=miga.stage_level(ladder), reflection=Reflection(0.0, candidates=2), **options)
+    options = {"reflection": Reflection(0.0, candidates=2), **options}
+    plan = miga.plan(ladder, 16, exit=miga.stage_level(ladder), **options)
     noise = SeededNoise(3)
     base = torch.randn(4, 16, 2, 3, generator=torch.Generator().manual_seed(5))
     memory = tails.memory("base", 0, base, noise) | reflection.memory()
@@ -267,13 +268,13 @@ def test_state_continues_bit_by_bit(stub):
 @torch.no_grad()
 def test_a_video_goes_on_behind_its_end(stub):
     """What was given out stays, and what follows is as in a longer video, up to the order of draws."""
-    queue = preset(stub, eta=0.0)
+    queue = preset(stub, eta=0.0, reflection=None)
     first = Refine(queue, queue.denoise_at, 16, total=30)
     frames = list(first)
     longer = Refine(queue, queue.denoise_at, 16, total=60)
     longer.restore(first.state())
     frames += list(longer)
-    queue = preset(stub, eta=0.0)
+    queue = preset(stub, eta=0.0, reflection=None)
     whole = torch.cat(list(Refine(queue, queue.denoise_at, 16, total=60)))
     assert len(frames) == 60
     torch.testing.assert_close(torch.cat(frames)[30:], whole[30:], atol=1e-3, rtol=0)

@@ -9,7 +9,7 @@ from torch import nn
 from vidlose.checkpoints.random import NETWORKS, VIDEOCRAFTER
 from vidlose.models.attention import SpatialTransformer
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
-from vidlose.models.unet import UNet
+from vidlose.models.unet import Deep, UNet
 
 FAMILIES = sorted(NETWORKS)
 
@@ -207,6 +207,31 @@ def test_rows_are_no_more_than_must_differ(family, first_conv, self_attention, l
         "self_attention": self_attention,
         "last_feed_forward": last_feed_forward,
     }
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_deep_features_are_left_and_taken(family, depth):
+    """Taken for what they were left by, nothing changes; and what is below is not run."""
+    unet = small(family)
+    x, timestep, text, windows, keep = queue_of_frames(family)
+    view = {"branches": 2, "windows": windows, "keep": keep}
+    deep = Deep(depth)
+    whole = unet(x, timestep, text, **view, deep=deep)
+    torch.testing.assert_close(whole, unet(x, timestep, text, **view), atol=0, rtol=0)
+    ran = []
+    for name, module in unet.named_modules():
+        if isinstance(module, TemporalTransformer | SpatialTransformer):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    torch.testing.assert_close(unet(x, timestep, text, **view, deep=Deep(depth, deep.features)), whole, atol=0, rtol=0)
+    assert ran and all(name.split(".")[0] in ("head", "down", "up") for name in ran)
+    levels = {
+        int(i) if way == "down" else 3 - int(i) for way, i, *_ in (name.split(".") for name in ran) if way != "head"
+    }
+    assert levels == {level for level in range(depth) if unet.family.attention[level] or "animatediff" in family}
+    other = unet(x + 1, timestep, text, **view, deep=Deep(depth, deep.features))
+    assert (other - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "late text"])

@@ -238,6 +238,18 @@ def fifo(
     query_base: Annotated[
         bool, option("--query-base/--no-query-base", help="In the base clip, too.", panel="Network")
     ] = FifoConfig.query_base,
+    reuse_deep: Annotated[
+        int,
+        option(
+            "--reuse-deep",
+            help="Compute deep features of frames on every so many-th sweep only: less work, at some cost in quality.",
+            panel="Queue",
+        ),
+    ] = FifoConfig.reuse_deep,
+    reuse_depth: Annotated[
+        int,
+        option("--reuse-depth", help="Levels of the network that always run, with --reuse-deep.", panel="Queue"),
+    ] = FifoConfig.reuse_depth,
     base_steps: Annotated[
         int | None,
         option(

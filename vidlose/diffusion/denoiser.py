@@ -24,11 +24,13 @@ class View:
     """Clips that a network sees of a queue of frames, and what of them is wanted.
 
     windows: int64 `[R F]`, frames of the queue, a window each; they may share frames. keep: int64 `[N]`, the frames of
-    windows, counted from the first window's first, whose estimate is wanted.
+    windows, counted from the first window's first, whose estimate is wanted. deep: what the network is given of an
+    earlier look, or leaves for a later one (`models.unet.Deep`).
     """
 
     windows: Tensor
     keep: Tensor
+    deep: Any = None
 
     def holding(self, kept: Tensor) -> Tensor:
         """bool `[R]`: the windows that hold one of these, bool `[N]`, of the kept frames."""
@@ -188,7 +190,11 @@ class Denoiser:
         def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
             fps = None if condition.fps is None else torch.full((len(x),), condition.fps, device=x.device)
             timestep = ladder.timestep[level].to(x.device)
-            of = {} if view is None else {"windows": view.windows.to(x.device), "keep": view.keep.to(x.device)}
+            of: dict[str, Any] = {}
+            if view is not None:
+                of = {"windows": view.windows.to(x.device), "keep": view.keep.to(x.device)}
+            if view is not None and view.deep is not None:
+                of["deep"] = view.deep
             return self.network(x, timestep, keys, fps, branches=branches, **of, **self.options).to(x.dtype)
 
         return Bound(output, self.prediction, ladder)

@@ -15,6 +15,7 @@ from vidlose.diffusion.denoiser import Denoise
 from vidlose.diffusion.sampling import NoiseSource, Sampler
 from vidlose.diffusion.schedule import Ladder
 from vidlose.errors import InputError
+from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.longvideo.slots import Call, Slots
 from vidlose.parallel import ALONE, Processes
 
@@ -71,7 +72,8 @@ class Queue(Slots, Iterator[Tensor]):
 
     denoise_at: the denoiser of an iteration (prompts change over time). memory: what the plan's tail and review
     keep, tensors by name; it is part of the state.
-    denoised: emit the clean estimate of what leaves instead of its latent, which keeps the exit level's noise.
+    denoised: emit the clean estimate of what leaves instead of its latent, which keeps the exit level's noise. deep:
+    deep features that sweeps share, an approximation.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class Queue(Slots, Iterator[Tensor]):
         memory: dict[str, Tensor] | None = None,
         window_batch: int | None = None,
         denoised: bool = False,
+        deep: DeepFeatures | None = None,
         processes: Processes = ALONE,
     ) -> None:
         rows = list(plan.levels) if levels is None else levels
         super().__init__(sampler, noise, latents, rows, window_batch, processes)
-        self.plan, self.denoise_at, self.denoised = plan, denoise_at, denoised
+        self.plan, self.denoise_at, self.denoised, self.deep = plan, denoise_at, denoised, deep
         self.memory = {} if memory is None else memory
         self.iteration = 0
         self.left = False  # the front block has left and waits to be dropped
@@ -134,6 +137,8 @@ class Queue(Slots, Iterator[Tensor]):
 
     def _drop(self) -> None:
         self.latents, self.levels = self.latents[self.plan.width :], self.levels[self.plan.width :]
+        if self.deep:
+            self.deep.drop(self.plan.width)
 
     def sweep(self) -> Tensor:
         """Every slot behind the lead goes one level down. Returns the clean estimates `[Q C h w]`."""
@@ -146,6 +151,8 @@ class Queue(Slots, Iterator[Tensor]):
             fresh = self.plan.tail(self)
             self.latents = torch.cat([self.latents, fresh])
             self.levels = self.levels + [self.plan.top] * len(fresh)
+            if self.deep:
+                self.deep.enter(len(fresh))
 
     def state(self) -> dict[str, Tensor]:
         """All that changes: restoring it continues bit by bit (with the noise source's own state)."""
@@ -155,6 +162,7 @@ class Queue(Slots, Iterator[Tensor]):
             "position": torch.tensor([self.iteration, int(self.left)]),
             "waiting": self.waiting.clone(),  # a part of what the latents are
             **{f"memory.{name}": tensor for name, tensor in self.memory.items()},
+            **(self.deep.state() if self.deep else {}),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -172,6 +180,8 @@ class Queue(Slots, Iterator[Tensor]):
         self.latents, self.levels, self.waiting = latents.to(self.latents), levels, waiting.to(self.latents)
         self.memory = {name: x.to(self.memory[name]) for name, x in memory.items()}
         self.iteration, self.left = iteration, bool(left)
+        if self.deep:
+            self.deep.restore(state)
 
     def _may_hold(self, latents: Tensor, levels: list[int]) -> bool:
         """Could these be the slots of this plan, some time on its way?"""

@@ -40,7 +40,7 @@ class Reflection:
     more than anything else, and not the clean estimates of them.
     """
 
-    threshold: float = 0.01
+    threshold: float
     candidates: int = 5
     guides: int = 3
     score: Callable[[Tensor, Tensor], float] = likeness

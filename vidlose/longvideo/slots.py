@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidlose.diffusion.denoiser import Denoise, View
 from vidlose.diffusion.sampling import NoiseSource, Sampler
+from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.parallel import Processes
 
 
@@ -42,6 +43,7 @@ class Slots:
         self.sampler, self.noise = sampler, noise
         self.latents, self.levels = latents, levels
         self.window_batch, self.processes = window_batch, processes
+        self.deep: DeepFeatures | None = None  # an approximation that is asked for, of one process
 
     def step(self, denoise: Denoise, calls: list[Call], in_place: bool = False) -> Tensor:
         """Every slot that a call writes goes one level down. Returns the clean estimates `[Q C h w]`, zero elsewhere.
@@ -58,11 +60,15 @@ class Slots:
         if self.sampler.eta:
             noise[written] = self.drawn(written)
         clean = torch.zeros_like(self.latents)
+        if self.deep:
+            self.deep.begin()
         for some in [[call] for call in calls] if in_place else [calls]:
             self.latents, estimate = self._denoise(denoise, some, level, target, noise)
             done = [slot for call in some for slot in call.written]
             clean[done] = estimate[done]
             level[done] = target[done]
+        if self.deep:
+            self.deep.end()
         self.levels = level.tolist()
         return clean
 
@@ -84,8 +90,10 @@ class Slots:
         for some in (own[i : i + size] for i in range(0, len(own), size)):
             seen, windows = torch.tensor([call.slots for call in some]).unique(return_inverse=True)  # [U], [R F]
             keep = torch.tensor([r * len(call.slots) + i for r, call in enumerate(some) for i in call.write])
-            view = View(windows, keep)
+            view = View(windows, keep, self.deep and self.deep.of(seen, windows))
             pred = denoise(frames_of(self.latents, seen), level[seen][None], view)
+            if self.deep:
+                self.deep.take(view.deep, seen, view, len(after))
             kept = view.kept(seen, 0)
             ends = level[kept][None], target[kept][None]
             x = self.sampler.step(frames_of(self.latents, kept), pred, *ends, frames_of(noise, kept))

@@ -1,6 +1,7 @@
 """One U-Net of the latent-diffusion kind: embeddings, down, middle, up, skips. A family supplies the layers."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,15 @@ class Family(Protocol):
     def head(self) -> Layers: ...  # after the first convolution
     def block(self, channels_in: int, channels_out: int, level: int) -> Layers: ...
     def middle(self) -> Layers: ...
+
+
+@dataclass
+class Deep:
+    """What a U-Net makes below its finest `depth` levels, rows `[(branches R F) C h w]`: a call leaves it here, or
+    takes what is here and does not go down (Ma et al. 2024, DeepCache, arXiv 2312.00858)."""
+
+    depth: int
+    features: Tensor | None = None
 
 
 class UNet(nn.Module):
@@ -148,12 +158,13 @@ class UNet(nn.Module):
         query_weight: float = 0.0,
         query_attention: tuple[str, ...] = ("attn1",),
         motion_scale: float = 1.0,
+        deep: Deep | None = None,
     ) -> Tensor:
         """One call; every clip and every frame may stand at its own noise level.
 
         timestep: `[B F]`. text: `[T L D]` or `text_keys` of it; T divides the frames of all branches, text i serves
         the i-th run of them. fps: `[B]` or `[B F]`, where the family embeds it (16 if absent). frame_mask, probe,
-        query_weight, query_attention, motion_scale: see `Context`.
+        query_weight, query_attention, motion_scale: see `Context`. deep: see `Deep`.
 
         branches: the clips are run so many times, under other texts; the result is `[(branches B) C F h w]`. What
         does not depend on text is computed once. windows: int64 `[R G]`: the frames of x are a queue (B = 1), and the
@@ -187,19 +198,27 @@ class UNet(nn.Module):
         h = self.conv_in(fold(x.to(self.conv_in.weight.dtype)))
         h = self._run(self.head, h, context)
         skips = [(h, len(rows))]
-        for level, stage in enumerate(self.down):
+        levels = len(self.down) if deep is None or deep.features is None else deep.depth
+        for level, stage in enumerate(self.down[:levels]):
             for block in stage:
                 h = self._run(block, h, context)
                 skips.append((h, len(rows)))
-            if level < len(self.downsample):
+            if level + 1 < levels:
                 h = self.downsample[level](h)
                 skips.append((h, len(rows)))
-        h = self._run(self.middle, h, context)
-        for i, stage in enumerate(self.up):
-            for block in stage:
+        if deep is None or deep.features is None:
+            h = self._run(self.middle, h, context)
+        else:
+            rows.window(*rows.branch(h))  # as they are, these have parted
+            h = deep.features
+        for level in reversed(range(levels)):
+            i = len(self.up) - 1 - level
+            for block in self.up[i]:
                 h = self._run(block, torch.cat([h, rows.now(*skips.pop())], dim=1), context)
-            if i < len(self.upsample):
+            if level:
                 h = self.upsample[i](h, skips[-1][0].shape[2:])
+            if deep is not None and level == deep.depth:
+                deep.features = h
         (h,) = rows.window(*rows.branch(h))  # where no layer has asked for it
         h = self.conv_out(F.silu(self.norm_out(h, clip)))
         (h,) = rows.drop(h)

@@ -21,6 +21,7 @@ from vidlose.io.video import read_frames
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.longvideo.refine import Refine
+from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.models.autoencoder import from_uint8
 from vidlose.parallel import Processes
 from vidlose.recipes import fifo_state, prompts, runtime
@@ -61,6 +62,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
         if config.query_cache and not model.unet.pairs_queries:
             raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
+        check_reuse(config, model, processes)
         check_picture(config, model)
         plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
@@ -102,6 +104,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             memory=strategies.memory(config, clip, noise),
             window_batch=config.window_batch,
             denoised=denoised and not config.refine,
+            deep=DeepFeatures(config.reuse_depth, config.reuse_deep) if config.reuse_deep > 1 else None,
             processes=processes,
         )
         stream: Queue | Refine = queue
@@ -159,6 +162,15 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
     return replace(config, **decided, **config.settled()), settled
+
+
+def check_reuse(config: FifoConfig, model: VideoModel, processes: Processes) -> None:
+    """Raises InputError where deep features cannot be kept, and kept by what is below them."""
+    levels = len(model.unet.family.channels)
+    if config.reuse_depth >= levels:
+        raise InputError(f"--reuse-depth {config.reuse_depth}: the network has {levels} levels, and one must be below")
+    if config.reuse_deep > 1 and processes.count > 1:
+        raise InputError("--reuse-deep is for one process: windows of another have features that this one lacks")
 
 
 def guidances(config: FifoConfig, settled: Settled) -> tuple[Guidance, Guidance]:
