@@ -248,6 +248,25 @@ class FifoConfig(SampleConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneConfig(ModelConfig):
+    """`vidlose tune`: a run of `fifo` to find the fastest window_batch for. sweeps: measurements of each."""
+
+    width: int | None = None
+    height: int | None = None
+    guidance_scale: float | None = None
+    partitions: int | None = None
+    window_frames: int | None = None
+    lookahead: bool = True
+    sweeps: int = 5
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "sweeps", limit=10**6)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learned from: files, and how clips are cut from them.
 

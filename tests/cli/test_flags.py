@@ -25,6 +25,7 @@ from vidlose.config import (
     InfoConfig,
     ModelConfig,
     SampleConfig,
+    TuneConfig,
     WorldConfig,
 )
 from vidlose.io.state import load_state
@@ -130,7 +131,7 @@ ONLY_REFLECTED = {
     "reflect_threshold": ["--reflect-threshold", "1"],
 }
 REFLECTED = [*MIGA, "--window-frames", "8", "--guide-frames", "0", "--zigzag", "2", "--reflect-threshold", "0"]
-REFLECTED += ["--frames", "8"]
+REFLECTED += ["--frames", "8", "--seed", "6"]
 ONLY_CACHE = {
     "query_attention": ["--query-attention", "attn2"],
     "query_base": ["--no-query-base"],
@@ -402,6 +403,7 @@ def test_every_config_field_is_covered():
     assert {field.name for field in fields(ModelConfig)} <= shared & {field.name for field in fields(FinetuneConfig)}
     configs = {"fifo": FifoConfig, "generate": GenerateConfig, "finetune": FinetuneConfig}
     configs |= {"convert": ConvertConfig, "info": InfoConfig, "world": WorldConfig}
+    configs |= {"tune": TuneConfig}
     configs |= {"analyze-fft": AnalyzeConfig, "evaluate": EvaluateConfig}
     assert configs.keys() == COMMANDS.keys() - {"doctor"}
     for command, kind in configs.items():

@@ -15,6 +15,7 @@ from vidlose.cli.fifo import fifo
 from vidlose.cli.finetune import finetune
 from vidlose.cli.generate import generate
 from vidlose.cli.info import info
+from vidlose.cli.tune import tune
 from vidlose.cli.world import world
 from vidlose.errors import Interrupted, UsageError
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
     rich_markup_mode="rich",
 )
-for command in (finetune, generate, fifo, world, analyze_fft, evaluate, convert, info, doctor):
+for command in (finetune, generate, fifo, world, analyze_fft, evaluate, convert, info, tune, doctor):
     # Every option reads VIDLOSE_<NAME>, whatever the command.
     app.command(context_settings={"auto_envvar_prefix": "VIDLOSE"})(command)
 

@@ -13,7 +13,7 @@ import torch
 from vidlose import __version__
 from vidlose.errors import EncoderError
 from vidlose.io.video import Ffmpeg
-from vidlose.recipes import runtime
+from vidlose.recipes import runtime, tuned
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 ENCODERS = ("libx264", "libvpx-vp9", "ffv1", "gif")
@@ -37,6 +37,9 @@ def findings() -> dict[str, Any]:
     found |= {
         "device": _device_name(device),
         "dtype": runtime.dtype("auto", device),
+        "bf16": "in hardware" if runtime.has_bf16(device) else "not in hardware: slower than fp32, or refused",
+        "compiler": runtime.compiler() or "missing: --compile needs one",
+        "tuned": f"{tuned.count()} sizes of models, by vidlose tune",
         "threads": torch.get_num_threads(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "free disk": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB here",

@@ -24,7 +24,7 @@ from vidlose.longvideo.refine import Refine
 from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.models.autoencoder import from_uint8
 from vidlose.parallel import Processes
-from vidlose.recipes import fifo_state, prompts, runtime
+from vidlose.recipes import fifo_state, prompts, runtime, tuned
 from vidlose.recipes.conditions import Conditions, check_picture
 from vidlose.recipes.fifo_state import Position, Saved
 from vidlose.recipes.output import Nowhere, Output, check_ffmpeg, check_output
@@ -156,7 +156,9 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     )
     partitions = config.partitions or usual.partitions
     windows = partitions * (1 + config.lookahead)
-    if device.type == "cpu":
+    if found := tuned.window_batch(tuned.key(model, settled, windows)):
+        windows = found
+    elif device.type == "cpu":
         width, height = model.latent_size(settled.width, settled.height)
         windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}

@@ -75,12 +75,23 @@ def compile(network: torch.nn.Module, device: torch.device, backend: str = "indu
     On a GPU a call is then one CUDA graph. Raises InputError where there is no C++ compiler, which inductor needs.
     """
     if backend == "inductor":
-        compiler = os.environ.get("CXX", "g++")
-        if not shutil.which(compiler):
-            raise InputError(f"--compile needs a C++ compiler, and there is no {compiler}")
+        if not compiler():
+            raise InputError(f"--compile needs a C++ compiler, and there is no {os.environ.get('CXX', 'g++')}")
         # Beside what else we keep: torch's own place is /tmp, which a restart empties.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     network.compile(dynamic=False, backend=backend, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that inductor would call."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Does the device multiply in bf16?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "mps" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,75 @@
+"""`vidlose tune`: how many of FIFO's windows one batch should hold on this machine, by trying."""
+
+import statistics
+import time
+
+import torch
+
+from vidlose import checkpoints
+from vidlose.config import FifoConfig, TuneConfig
+from vidlose.diffusion.sampling import Sampler, SeededNoise
+from vidlose.errors import OutOfMemory
+from vidlose.longvideo import strategies
+from vidlose.longvideo.queue import Queue, fill
+from vidlose.recipes import runtime, tuned
+from vidlose.recipes.fifo import base_shape, resolve
+from vidlose.recipes.runtime import Reporter
+
+
+@torch.no_grad()
+def tune(config: TuneConfig, report: Reporter) -> int:
+    """The windows in a batch with which a sweep takes the least time; remembered for runs of such a model and size."""
+    device = runtime.device(config.device)
+    runtime.settle_memory(device)
+    model = checkpoints.load(config)
+    said = {name: getattr(config, name) for name in vars(config).keys() - {"sweeps"}}
+    run, settled = resolve(FifoConfig(prompt="", seed=0, **said), model, device)
+    assert run.partitions
+    windows = run.partitions * (1 + run.lookahead)
+    ladder = model.schedule.ladder("linspace", run.partitions * settled.frames)
+    plan = strategies.plan(run, ladder, settled.frames)
+    with runtime.memory_errors():
+        model.ready(device, settled.torch_dtype)
+    noise = SeededNoise(0, device)
+    sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta)
+    denoise = sampler.bind(model.condition("", "", settled.fps_condition))
+    queue = Queue(
+        plan, sampler, lambda _: denoise, noise, fill(noise(*base_shape(model, settled)), plan, ladder, noise)
+    )
+
+    sizes = sorted({*(2**i for i in range(windows.bit_length()) if 2**i < windows), windows})
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(-1, config.sweeps):  # the first one warms up
+        for size in list(times):
+            report.progress("sweeps", sum(map(len, times.values())), config.sweeps * len(times))
+            try:
+                with runtime.memory_errors():
+                    taken = seconds(queue, size, device)
+            except OutOfMemory:
+                del times[size]
+                continue
+            if turn >= 0:
+                times[size].append(taken)
+    if not times:
+        raise OutOfMemory("a single window does not fit: try a smaller size or --dtype bf16")
+    medians = {size: statistics.median(all_) for size, all_ in times.items()}
+    best = min(medians, key=lambda size: medians[size])
+    rows = [[str(size), f"{medians[size]:.3f}" if size in medians else "out of memory"] for size in sizes]
+    report.table(["windows in a batch", "seconds a sweep"], rows)
+    path = tuned.remember(tuned.key(model, settled, windows), best)
+    report.event("tuned", window_batch=best, seconds=medians, path=str(path))
+    report.say(f"remembered in {path} for {model.name} at {settled.width}x{settled.height} in {settled.dtype}")
+    return best
+
+
+def seconds(queue: Queue, window_batch: int, device: torch.device) -> float:
+    """Of one sweep, from the same state as any other."""
+    latents, levels = queue.latents, queue.levels
+    queue.window_batch = window_batch
+    began = time.perf_counter()
+    queue.sweep()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - began
+    queue.latents, queue.levels = latents, levels
+    return taken
