@@ -30,6 +30,11 @@ from vidlose.recipes import runtime
 FRAMES, PARTITIONS = 16, 4
 
 
+def clock() -> float:
+    """Seconds; of processor time on one thread, where other work on the machine disturbs less."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 class Timed:
     """A network that adds up the time spent inside."""
 
@@ -40,9 +45,9 @@ class Timed:
         return self.network.text_keys(text)
 
     def __call__(self, *inputs, **view):
-        began = time.perf_counter()
+        began = clock()
         out = self.network(*inputs, **view)
-        self.seconds += time.perf_counter() - began
+        self.seconds += clock() - began
         return out
 
 
@@ -128,9 +133,9 @@ def queue_of(model: VideoModel, network, window_batch: int | None, latent: int) 
 
 
 def seconds(queue: Queue) -> float:
-    began = time.perf_counter()
+    began = clock()
     next(queue)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def sides(model: VideoModel, compiled: bool) -> dict[str, tuple[Any, int | None]]:
@@ -172,20 +177,20 @@ def compare(family: str, channels: int | None, latent: int, sweeps: int, compile
     queue = queue_of(model, timed, None, latent)
     next(queue)
     next(queue)
-    timed.seconds, began = 0.0, time.perf_counter()
+    timed.seconds, began = 0.0, clock()
     for _ in range(sweeps):
         frame = next(queue)
         model.vae.decode(frame)
-    whole = time.perf_counter() - began
+    whole = clock() - began
     append("fifo", case, seconds_per_frame=whole / sweeps, share_inside_unet=timed.seconds / whole)
 
     queues = {name: queue_of(model, *side, latent) for name, side in sides(model, compiled).items()}
     for name, queue in queues.items():
         next(queue)  # the first frame needs no sweep
-        began = time.perf_counter()
+        began = clock()
         next(queue)
         if "compiled" in name:
-            append("fifo", f"{case}, {name}", first_call_seconds=time.perf_counter() - began)
+            append("fifo", f"{case}, {name}", first_call_seconds=clock() - began)
     times: dict[str, list[float]] = {name: [] for name in queues}
     for _ in range(sweeps):
         for name, queue in queues.items():

@@ -105,45 +105,47 @@ ONLY_FIFO = {
     "keep_warmup": ["--keep-warmup"],
     "emit": ["--emit", "denoised"],
     "prompt_schedule": ["--prompt-schedule", "0: a red ball | 1: a storm"],
-    "strategy": ["--strategy", "miga", "--window-frames", "8", "--guide-frames", "0", "--no-reflect"],
-    "zigzag": ["--zigzag", "2"],
-    "refine": ["--refine"],
-    "tail": ["--tail", "base", "--keep-warmup", "--frames", "12"],
-    "reuse_noise": ["--reuse-noise", "3"],
-    "query_cache": ["--query-cache", "0.9"],
-    "base_guidance": ["--base-guidance", "4"],
-    "guidance_clean": ["--guidance-clean", "1"],
-    "guidance_low": ["--guidance-low", "0.5"],
-    "guidance_high": ["--guidance-high", "0.5"],
-    "guidance_rescale": ["--guidance-rescale", "0.7"],
     "reuse_deep": ["--reuse-deep", "2"],
     "base_steps": ["--base-steps", "4"],
     "guidance_every": ["--guidance-every", "2"],
 }
-MIGA = ["--strategy", "miga", "--partitions", "1", "--no-refine", "--frames", "1"]
-ONLY_GUIDED = {
-    "guide_frames": ["--guide-frames", "0"],
-    "guides": ["--guides", "head"],
+# More of them: what they have in common, and which options differ from that.
+MIGA = ["--strategy", "miga", "--partitions", "1", "--no-refine", "--guide-frames", "0"]
+GROUPS = {
+    "queue": (
+        [],
+        {
+            "zigzag": ["--zigzag", "2"],
+            "refine": ["--refine"],
+            "tail": ["--tail", "base"],
+            "reuse_noise": ["--reuse-noise", "3"],
+            "query_cache": ["--query-cache", "0.9"],
+            "base_guidance": ["--base-guidance", "4"],
+            "guidance_clean": ["--guidance-clean", "1"],
+            "guidance_low": ["--guidance-low", "0.5"],
+            "guidance_high": ["--guidance-high", "0.5"],
+            "guidance_rescale": ["--guidance-rescale", "0.7"],
+        },
+    ),
+    "strategy": (["--partitions", "1", "--window-frames", "8"], {"strategy": [*MIGA, "--no-reflect"]}),
+    "guided": (
+        [*MIGA, "--window-frames", "12", "--guide-frames", "3", "--frames", "1", "--no-reflect"],
+        {"guide_frames": ["--guide-frames", "0"], "guides": ["--guides", "head"]},
+    ),
+    "reflected": (
+        [*MIGA, "--window-frames", "8", "--zigzag", "2", "--reflect-threshold", "0", "--frames", "8", "--seed", "6"],
+        {"reflect": ["--no-reflect"], "reflect_threshold": ["--reflect-threshold", "1"]},
+    ),
+    "cache": (
+        ["--query-cache", "0.9"],
+        {"query_attention": ["--query-attention", "attn2"], "query_base": ["--no-query-base"]},
+    ),
+    "picture": (
+        ["-m", "random:videocrafter-i2v", "--image", "photo.png", "--keep-warmup"],
+        {"seed_frame": ["--seed-frame"], "reseed_every": ["--reseed-every", "1"]},
+    ),
+    "deep": (["--reuse-deep", "2"], {"reuse_depth": ["--reuse-depth", "2"]}),
 }
-GUIDED = [*MIGA, "--window-frames", "12", "--guide-frames", "3", "--no-reflect"]
-ONLY_REFLECTED = {
-    "reflect": ["--no-reflect"],
-    "reflect_threshold": ["--reflect-threshold", "1"],
-}
-REFLECTED = [*MIGA, "--window-frames", "8", "--guide-frames", "0", "--zigzag", "2", "--reflect-threshold", "0"]
-REFLECTED += ["--frames", "8", "--seed", "6"]
-ONLY_CACHE = {
-    "query_attention": ["--query-attention", "attn2"],
-    "query_base": ["--no-query-base"],
-}
-CACHE = ["--query-cache", "0.9"]
-ONLY_DEEP = {"reuse_depth": ["--reuse-depth", "2"]}
-DEEP = ["--reuse-deep", "2"]
-ONLY_PICTURE = {
-    "seed_frame": ["--image", "photo.png"],
-    "reseed_every": ["--reseed-every", "2"],
-}
-PICTURE = ["-m", "random:videocrafter-i2v", "--seed-frame", "--keep-warmup"]
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
@@ -157,24 +159,16 @@ def test_fifo_options_change_the_latents(latents, request, name):
     assert torch.equal(latents(*TINY_FIFO, "-p", "a red ball"), plain)  # what did not change repeats exactly
 
 
-@pytest.mark.parametrize(
-    ("common", "options"),
-    [
-        (GUIDED, ONLY_GUIDED),
-        (REFLECTED, ONLY_REFLECTED),
-        (CACHE, ONLY_CACHE),
-        (PICTURE, ONLY_PICTURE),
-        (DEEP, ONLY_DEEP),
-    ],
-    ids=["guided", "reflected", "cache", "picture", "deep"],
-)
-def test_options_of_options_change_the_latents(latents, request, common, options):
-    if common == PICTURE:
+@pytest.mark.parametrize("group", GROUPS)
+def test_more_options_change_the_latents(latents, request, group):
+    if group == "picture":
         request.getfixturevalue("files")
+    common, options = GROUPS[group]
     words = [*TINY_FIFO, *common, "-p", "a red ball"]
     plain = latents(*words)
     for name, more in options.items():
-        assert not torch.equal(plain, latents(*words, *more)), name
+        changed = latents(*words, *more)
+        assert plain.shape == changed.shape and not torch.equal(plain, changed), name
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "steps"])
@@ -379,24 +373,16 @@ def test_every_config_field_is_covered():
     shared = {field.name for field in fields(SampleConfig)}
     assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
     fifo = {field.name for field in fields(FifoConfig)} - shared
-    assert (
-        fifo
-        == ONLY_FIFO.keys()
-        | ONLY_GUIDED.keys()
-        | ONLY_REFLECTED.keys()
-        | ONLY_CACHE.keys()
-        | ONLY_PICTURE.keys()
-        | ONLY_DEEP.keys()
-        | {
-            "frames",
-            "start",
-            "scale_aware",
-            "window_batch",
-            "decode_batch",
-            "state",
-            "state_every",
-        }
-    )
+    grouped = {name for _, options in GROUPS.values() for name in options}
+    assert fifo == ONLY_FIFO.keys() | grouped | {
+        "frames",
+        "start",
+        "scale_aware",
+        "window_batch",
+        "decode_batch",
+        "state",
+        "state_every",
+    }
     clip = {field.name for field in fields(GenerateConfig)} - shared
     assert clip == {"frames", "steps", "prompts_file", "num_videos"}
     # Those of finetune are walked in recipes/test_finetune_knobs.py.

@@ -204,3 +204,32 @@ def test_the_whole_queue_turns_to_a_new_prompt(stub):
     change = (turned - plain).abs().amax((1, 2, 3))
     assert (change[:11] == 0).all() and (change[11:] > 0).all()
     assert change[12] < change[18]  # what was nearly clean hardly moves
+
+
+def test_windows_tile_any_queue():
+    """Also one whose slots are no multiple of them: the last window reaches back."""
+    for lookahead, lead in ((True, 4), (False, 0)):
+        for slots in range(8 + lead, 40):
+            calls = fifo.windows(slots, 8, lookahead)
+            assert [slot for call in calls for slot in call.written] == list(range(lead, slots))
+            assert all(len(call.slots) == 8 and call.slots[-1] < slots for call in calls)
+
+
+@torch.no_grad()
+def test_zigzag_and_an_exit_above_the_floor():
+    """Blocks of three move together; at the exit they leave at once, and what is above it goes on without them."""
+    ladder = SCHEDULE.ladder("linspace", 12)
+    sampler = Sampler(Denoiser(network=None), ladder, eta=1.0)
+    for lookahead, exit in itertools.product((True, False), (None, 3)):
+        plan = fifo.plan(ladder, 6, lookahead, zigzag=3, exit=exit)
+        noise = SeededNoise(0)
+        start = fill(torch.full((4, 6, 9, 9), 0.25), plan, ladder, noise)
+        queue = Queue(plan, sampler, lambda _: Perfect(ladder), noise, start)
+        frames = torch.cat(list(itertools.islice(queue, 60)))
+        row = exit or ladder.floor
+        error = frames - ladder.alpha[row].float() * 0.25
+        assert abs(error.std() / ladder.sigma[row] - 1) < 0.03
+        assert queue.iteration == 19 and plan.frame(queue.iteration) == 57
+        own = queue.levels[plan.lead :]
+        assert queue.levels[: plan.lead] == [row] * plan.lead
+        assert own == [level for level in range(row + (exit is not None), 13) for _ in range(3)]

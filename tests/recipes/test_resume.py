@@ -344,8 +344,7 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
         ["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"],
         ["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"],
         ["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"],
-        [*MIGA, "--tail", "coherent", "--no-refine", "--zigzag", "4"],
-        [*MIGA, "--guides", "head", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
+        [*MIGA, "--tail", "coherent", "--guides", "head", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
     ],
     ids=" ".join,
 )
