@@ -51,7 +51,10 @@ def make(command: str, video: Path, prompt: str, options: Sequence[str], seed: i
 
 def right(frames: Frames, asked: scene.Attributes) -> Scores:
     """1 or 0 for each attribute."""
-    read = recognise(frames).attributes
+    return agreement(recognise(frames).attributes, asked)
+
+
+def agreement(read: scene.Attributes, asked: scene.Attributes) -> Scores:
     return {name: float(getattr(read, name) == value) for name, value in asdict(asked).items()}
 
 
