@@ -20,5 +20,6 @@ stage() {
 
 mkdir -p "$runs"
 stage images
-stage motion --model "$runs/images/model"
+stage images-longer --model "$runs/images/model"
+stage motion --model "$runs/images-longer/model"
 python "$here/export_model.py" "$runs/motion/model" "$runs/motion/motion_module.safetensors"
