@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.benchmarks import rows
 from vidlose import kernels
-from vidlose.kernels import reference
+from vidlose.kernels import reference, tune
 from vidlose.models.animatediff import AnimateDiff
 from vidlose.models.layers import Context
 from vidlose.models.rows import Rows
@@ -234,9 +234,11 @@ def orders(bench: Bench, shape: Shape) -> None:
 
     packed = torch.randn(shape.batch, shape.frames, shape.pixels, 3 * shape.channels, device=bench.device)
     q, k, v = packed.to(bench.dtype).chunk(3, -1)
+    usual = tune.rule(shape.frames, shape.width)
     for name, by_token in (("heads of a token", True), ("pixels of a head", False)):
-        forward = bench.ms(lambda by=by_token: triton_attention.forward(q, k, v, shape.heads, by_token=by))
-        backward = bench.ms(lambda by=by_token: triton_attention.backward(q, q, k, v, shape.heads, by_token=by))
+        setting = usual._replace(by_token=by_token)
+        forward = bench.ms(lambda by=setting: triton_attention.forward(q, k, v, shape.heads, setting=by))
+        backward = bench.ms(lambda by=setting: triton_attention.backward(q, q, k, v, shape.heads, setting=by))
         bench.row(
             f"kernel, {shape.name}, rows are {name}",
             forward_ms=forward,
@@ -300,10 +302,11 @@ def motion_module(bench: Bench) -> None:
 
     run("kernels on", lambda x: module(x, context), "triton")
     run("kernels off", lambda x: module(x, context), "eager")
-    for layer in module.modules():
-        if isinstance(layer, TemporalAttention):
-            layer.requires_grad_(False).fuse()
-    run("kernels on, fused", lambda x: module(x, context), "triton")
+    for name, folds in (("fused", False), ("fused, positions folded", True)):
+        for layer in module.modules():
+            if isinstance(layer, TemporalAttention):
+                layer.requires_grad_(False).fuse(folds)
+        run(f"kernels on, {name}", lambda x: module(x, context), "triton")
     with bench.peer("motion module, diffusers"):
         run("diffusers", diffusers(), "eager")
 
@@ -343,10 +346,11 @@ def steps(bench: Bench) -> None:
     def call() -> Tensor:
         return unet(*given)
 
-    for name, choice in (("kernels off", "eager"), ("kernels on", "triton"), ("kernels on, fused", "triton")):
-        with bench.peer(f"U-Net, {name}"), chosen(choice):
+    names = ("kernels off", "kernels on", "kernels on, fused", "kernels on, fused, positions folded")
+    for name in names:
+        with bench.peer(f"U-Net, {name}"), chosen("eager" if "off" in name else "triton"):
             if "fused" in name:
-                unet.fuse()
+                unet.fuse(folds="folded" in name)
             bench.row(f"U-Net 512x512x16, {name}", ms=bench.ms(call), peak_gib=peak(bench, call))
     unet.unfuse()
     trained = [p for layer in unet.modules() if isinstance(layer, TemporalTransformer) for p in layer.parameters()]

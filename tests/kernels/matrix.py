@@ -38,13 +38,16 @@ def cases() -> list[Case]:
     orders = ("bfsc", "bsfc")
     shapes = enumerate((f, d) for f in widths for d in widths[f])
     found = [Case(f, d, order=orders[i % 2], packed=i % 3 > 0) for i, (f, d) in shapes]
-    for i, option in enumerate(("key_mask", "pair_mask", "bias", "relative", "far", "cache")):
+    for i, option in enumerate(("key_mask", "pair_mask", "bias", "relative", "far", "cache", "shift")):
         found.append(Case(5, 40, options=(option,), order=orders[i % 2], packed=i % 3 > 0))
     for f, d, pixels in ((5, 40, 3), (16, 64, 3), (1, 16, 3), (24, 80, 1), (33, 40, 1), (64, 8, 1), (13, 160, 1)):
         found.append(Case(f, d, options=FULL, order=orders[d == 40], pixels=pixels))
+    for f, d in ((13, 64), (33, 80)):
+        found.append(Case(f, d, options=(*FULL, "shift"), order=orders[d == 64], packed=d == 80, pixels=1))
     for dtype in (torch.float16, torch.bfloat16):
         found.append(Case(16, 40, dtype))
         found.append(Case(24, 80, dtype, options=FULL, pixels=1))
+        found.append(Case(16, 40, dtype, options=("shift",)))
         found.append(Case(16, 160, dtype, options=("key_mask", "far"), packed=False))
     return found
 
@@ -94,20 +97,23 @@ class Call:
                 leaves |= {"relative_k": normal(2 * reach + 1, d), "relative_v": normal(2 * reach + 1, d)}
             elif option == "cache":
                 leaves["q_cache"], rest["q_weight"] = tokens(c), torch.rand(b, f, generator=generator, device=device)
+            elif option == "shift":
+                rest["shift"] = normal(f, 3 * c)
         return cls(leaves, rest, tokens(c), case.heads)
 
     def __call__(self, *, fp64: bool = False) -> dict[str, Tensor]:
-        """Output, entropy and every gradient; fp64: by the reference."""
+        """Output, entropy and, but behind a shift, every gradient; fp64: by the reference."""
 
         def given(x: Tensor) -> Tensor:
             return x.double() if fp64 and x.is_floating_point() else x
 
-        leaves = {name: given(x.detach()).requires_grad_() for name, x in self.leaves.items()}
+        wants_grad = "shift" not in self.rest
+        leaves = {name: given(x.detach()).requires_grad_(wants_grad) for name, x in self.leaves.items()}
         named = leaves | {name: given(x) for name, x in self.rest.items()}
         attend = reference.temporal_attention if fp64 else kernels.temporal_attention
         out, entropy = attend(*(named.pop(x) for x in "qkv"), self.heads, return_entropy=True, **named)
-        grads = torch.autograd.grad(out, list(leaves.values()), given(self.grad))
-        return {"out": out.detach(), "entropy": entropy} | dict(zip(leaves, grads, strict=True))
+        grads = torch.autograd.grad(out, list(leaves.values()), given(self.grad)) if wants_grad else ()
+        return {"out": out.detach(), "entropy": entropy} | dict(zip(leaves, grads, strict=wants_grad))
 
 
 class Guarded:

@@ -59,6 +59,17 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "own * q0.to(tl.float32) + (1.0 - own) * c0",
         "(1.0 - own) * q0.to(tl.float32) + own * c0",
     ),
+    "positions of other frames": ("attention.py", "row = f * (3 * channels)", "row = f * (2 * channels)"),
+    "values with the positions of keys": (
+        "attention.py",
+        "SHIFT + 2 * channels + channel",
+        "SHIFT + channels + channel",
+    ),
+    "a head's second part without positions": (
+        "attention.py",
+        "        x1 += y1",
+        "        x1 = x1",
+    ),
     "distances are turned round": (
         "attention.py",
         "at = f[None, :] - f[:, None] + frames - 1",

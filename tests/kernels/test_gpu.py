@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.matrix import FULL, TOLERANCE, Call, Case, Guarded, assert_near, cases
 from vidlose import kernels
-from vidlose.kernels import reference
+from vidlose.kernels import reference, tune
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICE = "cuda"
@@ -139,6 +139,37 @@ def test_in_a_cuda_graph():
     x.copy_(packed(2, 16, 100, 320) + 1)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(found, run(x), strict=True))
+
+
+@pytest.mark.parametrize("width", tune.WIDTHS)
+def test_settings_differ_by_rounding(width):
+    """All that a measurement may choose."""
+    from triton.errors import TritonError
+
+    from vidlose.kernels import attention
+
+    call = Call.of(Case(16, width, torch.bfloat16, pixels=5, heads=8), DEVICE)
+    q, k, v = call.leaves.values()
+    expected = call(fp64=True)
+    for setting in tune.candidates(16):
+        try:
+            out, _ = attention.forward(q, k, v, 8, setting=setting)
+            dq, dk, dv, *_ = attention.backward(call.grad, q, k, v, 8, setting=setting)
+        except TritonError:  # more shared memory than the card has
+            continue
+        found = {"out": out, "q": dq, "k": dk, "v": dv}
+        assert_near(found, {name: expected[name] for name in found}, TOLERANCE[torch.bfloat16])
+
+
+def test_measured_settings_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "WIDTHS", (40,))
+    tune.measured.cache_clear()
+    path = tune.measure(torch.device(DEVICE, 0))
+    assert path.parent == tmp_path / "vidlose" and path.exists()
+    call = Call.of(Case(16, 40, torch.bfloat16), DEVICE)
+    assert_near(call(), call(fp64=True), TOLERANCE[torch.bfloat16])
+    tune.measured.cache_clear()
 
 
 @pytest.mark.parametrize("frames", [5, 16, 32])

@@ -10,7 +10,10 @@ from torch.utils.checkpoint import checkpoint
 os.environ["VIDLOSE_KERNELS"] = "triton"
 
 from vidlose import kernels
-from vidlose.kernels import ops, reference
+from vidlose.kernels import attention, ops, reference
+from vidlose.models.layers import Context
+from vidlose.models.rows import Rows
+from vidlose.models.temporal import TemporalAttention
 
 B, F, S, HEADS, D = 2, 5, 3, 2, 16
 C = HEADS * D
@@ -25,10 +28,10 @@ def attention_arguments(options: bool) -> tuple:
     q, k, v = normal(B, F, S, 3 * C, grad=False).chunk(3, -1)
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     if not options:
-        return q, k, v, HEADS, None, None, None, None, None, None, False
+        return q, k, v, HEADS, None, None, None, None, None, None, None, False
     tables = normal(2 * F - 1, D), normal(2 * F - 1, D)
     cache = normal(B, F, S, C), torch.rand(B, F)
-    return q, k, v, HEADS, MASK, normal(HEADS, F, F), *tables, *cache, True
+    return q, k, v, HEADS, MASK, normal(HEADS, F, F), *tables, *cache, None, True
 
 
 class Layer(nn.Module):
@@ -55,6 +58,12 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("options", [False, True])
 def test_registration_of_attention(options):
     torch.library.opcheck(ops._attention, attention_arguments(options))
+
+
+def test_registration_of_shifted_attention():
+    arguments = [x.detach() if isinstance(x, Tensor) else x for x in attention_arguments(True)]
+    arguments[10] = normal(F, 3 * C, grad=False)
+    torch.library.opcheck(ops._attention, tuple(arguments))
 
 
 def test_registration_of_attention_backward():
@@ -137,6 +146,18 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         grad.square().sum().backward()
+
+
+@torch.no_grad()
+def test_positions_come_in_where_the_kernel_reads(monkeypatch):
+    layer, x = TemporalAttention(C, HEADS, positions=8), normal(B, F, S, C)
+    context = Context(frames=F, rows=Rows(B * F), embedding=x.new_empty(0), text=[])
+    expected = layer(x, context)
+    shifts, forward = [], attention.forward
+    monkeypatch.setattr(attention, "forward", lambda *args: (shifts.append(args[10]), forward(*args))[1])
+    layer.fuse()
+    torch.testing.assert_close(layer(x, context), expected, atol=1e-5, rtol=0)
+    assert [shift.shape for shift in shifts] == [(F, 3 * C)]
 
 
 @pytest.mark.parametrize(("frames", "reach"), [(1, 2), (4, 3), (4, 8), (9, 3), (5, 0)])

@@ -12,11 +12,13 @@ from vidlose import kernels
 B, F, S, HEADS, D = 2, 5, 3, 2, 4
 
 
-def spelled_out(q, k, v, heads, mask=None, bias=None, rel_k=None, rel_v=None, cache=None, weight=None):
+def spelled_out(q, k, v, heads, mask=None, bias=None, rel_k=None, rel_v=None, cache=None, weight=None, shift=None):
     """One number at a time."""
     q, k, v = (t.double() for t in (q, k, v))
     batch, frames, pixels, width = q.shape
     dim = width // heads
+    if shift is not None:
+        q, k, v = (x + shift.double()[:, None, i * width : (i + 1) * width] for i, x in enumerate((q, k, v)))
     out, entropy = torch.zeros_like(q), torch.zeros(batch * pixels, heads, dtype=torch.float64)
 
     def row(table: Tensor, i: int, j: int) -> Tensor:
@@ -53,6 +55,7 @@ OPTIONS = {
     "bias": {"bias": torch.randn(HEADS, F, F)},
     "relative": {"rel_k": torch.randn(2 * 2 + 1, D), "rel_v": torch.randn(2 * 2 + 1, D)},
     "cache": {"cache": torch.randn(B, F, S, HEADS * D), "weight": torch.rand(B, F)},
+    "shift": {"shift": torch.randn(F, 3 * HEADS * D)},
 }
 OPTIONS["all"] = {key: value for option in OPTIONS.values() for key, value in option.items()}
 NAMES = {
@@ -62,6 +65,7 @@ NAMES = {
     "cache": "q_cache",
     "weight": "q_weight",
     "bias": "bias",
+    "shift": "shift",
 }
 
 
@@ -120,6 +124,7 @@ def test_half_precision_keeps_its_dtype(dtype):
         ({"bias": torch.ones(1, F, F)}, r"bias is \(1, 5, 5\)"),
         ({"relative_k": torch.ones(4, D)}, r"relative_k is \(4, 4\)"),
         ({"q_cache": torch.ones(B, F, S, HEADS * D)}, "go together"),
+        ({"shift": torch.ones(F, HEADS * D)}, r"shift is \(5, 8\), expected \(5, 24\)"),
     ],
 )
 def test_shapes_are_checked(wrong, message):

@@ -11,6 +11,7 @@ from tests.kernels.matrix import FULL, TOLERANCE, Call, Case, Guarded, assert_ne
 from vidlose import kernels
 from vidlose.errors import UsageError
 from vidlose.kernels import attention, diff, ops, reference
+from vidlose.kernels.tune import Setting
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +31,17 @@ def test_attention(case):
 
 @pytest.mark.parametrize("options", [(), ("pair_mask", "bias", "relative")], ids=["plain", "options"])
 def test_rows_may_be_heads_or_pixels(options):
-    """Both orders of rows, of every number of heads beside what a program holds."""
-    for heads in (1, 5):
+    """Both orders of rows, of every number of heads beside what a program holds, which may be more than is usual."""
+    for heads, one, other in ((1, 2, 8), (5, 8, 2)):
         call = Call.of(Case(5, 24, options=options, heads=heads))
         x = [call.leaves[name] for name in "qkv"] + [heads, call.rest.get("key_mask"), call.leaves.get("bias")]
         if options:
             x += [ops.by_distance(call.leaves[name], 5) for name in ("relative_k", "relative_v")]
-        one, other = (attention.forward(*x, return_entropy=True, by_token=by) for by in (True, False))
-        one += attention.backward(call.grad, *x, wants_tables=True, by_token=True)
-        other += attention.backward(call.grad, *x, wants_tables=True, by_token=False)
-        for a, b in zip(one, other, strict=True):
+        found = []
+        for setting in (Setting(one, 4, by_token=True), Setting(other, 4, by_token=False)):
+            back = attention.backward(call.grad, *x, wants_tables=True, setting=setting)
+            found.append((*attention.forward(*x, return_entropy=True, setting=setting), *back))
+        for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -147,6 +149,10 @@ def test_what_is_not_taken(monkeypatch):
         (
             "wants a gradient",
             lambda: attend(q_cache=torch.ones(1, 3, 1, 8), q_weight=torch.ones(1, 3).requires_grad_()),
+        ),
+        (
+            "a gradient is wanted behind a shift",
+            lambda: attend(shift=torch.ones(3, 24).requires_grad_()),
         ),
         (
             "65 frames",

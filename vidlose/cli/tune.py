@@ -32,6 +32,8 @@ def tune(
 ) -> None:
     """Find out how many of fifo's windows one batch should hold here, for a model and a size, and remember it.
 
+    On a GPU the launch settings of the kernels are measured first.
+
     vidlose tune -m sd15/ --width 512 --height 512
     """
     context.obj.json = json

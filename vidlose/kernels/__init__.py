@@ -29,6 +29,7 @@ def temporal_attention(
     relative_v: Tensor | None = None,
     q_cache: Tensor | None = None,
     q_weight: Tensor | None = None,
+    shift: Tensor | None = None,
     return_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention over the frames of every pixel: q, k, v `[B F S C]` -> (`[B F S C]`, entropy).
@@ -42,6 +43,8 @@ def temporal_attention(
         LVDM have them, shared by heads: row clamp(j - i, -R, R) + R adds `q_i . Rk` to the logits before
         scaling and `softmax . Rv` to the output.
     q_cache, q_weight: `[B F S C]` and `[B F]`: the query is `w q + (1 - w) q_cache`.
+    shift: `[F 3C]`, added to the queries, keys and values of every frame as they are read; before the cache's share
+        comes in. For inference: where a gradient is asked for, Triton does not take it.
     return_entropy: the second result is then the softmax's entropy in nats `[B*S heads]`, mean over the
         queries, fp32, without gradient; else None.
 
@@ -59,6 +62,7 @@ def temporal_attention(
         "bias": (bias, {(heads, frames, frames)}),
         "q_cache": (q_cache, {tuple(q.shape)}),
         "q_weight": (q_weight, {(batch, frames)}),
+        "shift": (shift, {(frames, 3 * width)}),
     }
     for name, (tensor, shapes) in expected.items():
         if tensor is not None and tuple(tensor.shape) not in shapes:
@@ -66,11 +70,12 @@ def temporal_attention(
     for name, table in (("relative_k", relative_k), ("relative_v", relative_v)):
         if table is not None and (table.shape[-1] != width // heads or table.shape[0] % 2 == 0):
             raise ValueError(f"{name} is {tuple(table.shape)}, expected (2R+1, {width // heads})")
-    given = (q, k, v, heads, key_mask, bias, relative_k, relative_v, q_cache, q_weight, return_entropy)
-    if _may_be_triton(q):
+    tensors = (key_mask, bias, relative_k, relative_v, q_cache, q_weight, shift)
+    given = (q, k, v, heads, *tensors, return_entropy)
+    if may_be_triton(q):
         from vidlose.kernels import ops
 
-        if _is_taken(ops.refusal_attention(q, k, v, heads, relative_k is not None or relative_v is not None, q_weight)):
+        if _is_taken(ops.refusal_attention(q, k, v, heads, *tensors)):
             return ops.temporal_attention(*given)
     return reference.temporal_attention(*given)
 
@@ -100,7 +105,7 @@ def diff_loss(
     if penalty not in reference.PENALTIES:
         raise ValueError(f"unknown penalty {penalty!r}; choose from {', '.join(reference.PENALTIES)}")
     given = (pred, target, rows, weight, penalty, delta)
-    if _may_be_triton(pred):
+    if may_be_triton(pred):
         from vidlose.kernels import ops
 
         if _is_taken(ops.refusal_diff(pred, target, rows)):
@@ -108,7 +113,7 @@ def diff_loss(
     return reference.diff_loss(*given)
 
 
-def _may_be_triton(x: Tensor) -> bool:
+def may_be_triton(x: Tensor) -> bool:
     """Whether Triton is wanted and runs where x lies."""
     chosen = _choice()
     if chosen == "eager" or (chosen == "auto" and not x.is_cuda):

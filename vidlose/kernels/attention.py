@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidlose.kernels import tune
+from vidlose.kernels.tune import Setting
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # as triton.jit finds it below
 MAX_FRAMES, MAX_WIDTH = 64, 256
 MAX_HELD_FP32, MAX_HELD_TABLES = 64 * 80, 64 * 128  # beyond, shared memory of smaller cards runs out
@@ -54,6 +57,16 @@ def _load(base, frame, live, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr
     x1 = x0
     if D1 > 0:
         x1 = _load_part(base, frame, live, D0, D1, D, UPCAST)
+    return x0, x1
+
+
+@triton.jit
+def _plus(x0, x1, base, frame, live, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, UPCAST: tl.constexpr):
+    """Both parts of the heads, and what lies at base added."""
+    y0, y1 = _load(base, frame, live, D, D0, D1, UPCAST)
+    x0 += y0
+    if D1 > 0:
+        x1 += y1
     return x0, x1
 
 
@@ -172,7 +185,7 @@ def _softmax(logits, BIAS, MASK, batch, head, live, frames, smb, smq, smk, BF: t
 
 @triton.jit
 def _forward(
-    Q, K, V, OUT, CACHE, WEIGHT, BIAS, MASK, TABLE_K, TABLE_V, ENTROPY,
+    Q, K, V, OUT, SHIFT, CACHE, WEIGHT, BIAS, MASK, TABLE_K, TABLE_V, ENTROPY,
     sequences, pixels, frames, heads, scale,
     sqb, sqf, sqs, skb, skf, sks, svb, svf, svs, sob, sof, sos, scb, scf, scs, swb, swf, smb, smq, smk,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
@@ -190,6 +203,12 @@ def _forward(
     q0, q1 = _load(Q + (batch * sqb + pixel * sqs + channel), f * sqf, live, D, D0, D1, UPCAST)
     k0, k1 = _load(K + (batch * skb + pixel * sks + channel), f * skf, live, D, D0, D1, UPCAST)
     v0, v1 = _load(V + (batch * svb + pixel * svs + channel), f * svf, live, D, D0, D1, UPCAST)
+    if SHIFT is not None:  # [F 3C]
+        channels = heads * D
+        row = f * (3 * channels)
+        q0, q1 = _plus(q0, q1, SHIFT + channel, row, live, D, D0, D1, UPCAST)
+        k0, k1 = _plus(k0, k1, SHIFT + channels + channel, row, live, D, D0, D1, UPCAST)
+        v0, v1 = _plus(v0, v1, SHIFT + 2 * channels + channel, row, live, D, D0, D1, UPCAST)
     if CACHE is not None:
         own = tl.load(WEIGHT + (batch[:, None] * swb + f[None, :] * swf), mask=live, other=1.0)[:, :, None]
         c0, c1 = _load(CACHE + (batch * scb + pixel * scs + channel), f * scf, live, D, D0, D1, UPCAST)
@@ -318,35 +337,23 @@ def split(width: int) -> tuple[int, int]:
 
 def held(frames: int, width: int) -> int:
     """Numbers in the block of one tensor's row."""
-    return max(16, triton.next_power_of_2(frames)) * sum(split(width))
+    return tune.padded(frames) * sum(split(width))
 
 
-def block(frames: int, width: int, *, wide: bool = False, tables: bool = False) -> tuple[int, int, int]:
-    """(frames of a block, rows, warps) of a program; wide: fp32. By registers, see `vidlose.kernels.build`."""
-    size = max(16, triton.next_power_of_2(frames))
-    tokens = 64 // (1 + wide) // (1 + (width > 128))
-    many = 32 * 128 if tables else 64 * 129
-    warps = 8 if size * width >= many or (wide and (size > 32 or width > 64)) else 4
-    return size, max(1, tokens // size), warps
-
-
-def constants(
-    frames: int, width: int, dtype: torch.dtype, *, tables: bool = False, by_token: bool = True
-) -> dict[str, Any]:
-    """What a kernel is compiled for, `num_warps` included; tables: with relative positions."""
-    wide = dtype == torch.float32
-    (size, rows, warps), (first, second) = block(frames, width, wide=wide, tables=tables), split(width)
-    tf32 = wide and torch.backends.cuda.matmul.fp32_precision == "tf32"
+def constants(frames: int, width: int, dtype: torch.dtype, setting: Setting) -> dict[str, Any]:
+    """What a kernel is compiled for, `num_warps` included."""
+    first, second = split(width)
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "D": width,
         "D0": first,
         "D1": second,
-        "BF": size,
-        "ROWS": rows,
-        "BY_TOKEN": by_token,
+        "BF": tune.padded(frames),
+        "ROWS": setting.rows,
+        "BY_TOKEN": setting.by_token,
         "PRECISION": "tf32" if tf32 else "ieee",
         "UPCAST": INTERPRETED,
-        "num_warps": warps,
+        "num_warps": setting.warps,
         "num_stages": 1,
         "enable_fp_fusion": True,
     }
@@ -381,27 +388,31 @@ def forward(
     table_v: Tensor | None = None,
     q_cache: Tensor | None = None,
     q_weight: Tensor | None = None,
+    shift: Tensor | None = None,
     return_entropy: bool = False,
-    by_token: bool = True,
+    setting: Setting | None = None,
 ) -> tuple[Tensor, Tensor]:
     """q, k, v `[B F S C]` of channel stride 1 -> `[B F S C]`, entropy `[B*S heads]` fp32 or `[0]`.
 
-    table_k, table_v: `[2F-1 D]`, by distance j - i + F - 1, contiguous as bias is. by_token: rows of a program are
-    heads of a token rather than pixels of a head.
+    table_k, table_v: `[2F-1 D]`, by distance j - i + F - 1, contiguous as bias and shift are. setting: the
+    launch's, `tune.setting` if absent.
     """
     batch, frames, pixels, channels = q.shape
     out = empty(batch, frames, pixels, channels, like=q)
     entropy = empty(*((batch * pixels, heads) if return_entropy else (0,)), like=q, dtype=torch.float32)
     mask, mask_strides = _mask(key_mask, frames)
     tables = table_k is not None or table_v is not None
-    facts = constants(frames, channels // heads, q.dtype, tables=tables, by_token=by_token)
+    plain = key_mask is None and bias is None and q_cache is None and not return_entropy
+    setting = setting or tune.setting(
+        "forward", frames, channels // heads, q.dtype, q.device, plain=plain, tables=tables
+    )
     with torch.cuda.device_of(q):
-        _forward[(_programs(batch * pixels, heads, facts["ROWS"], by_token),)](
-            q, k, v, out, q_cache, q_weight, bias, mask, table_k, table_v, entropy if return_entropy else None,
+        _forward[(_programs(batch * pixels, heads, setting),)](
+            q, k, v, out, shift, q_cache, q_weight, bias, mask, table_k, table_v, entropy if return_entropy else None,
             batch * pixels, pixels, frames, heads, (channels // heads) ** -0.5,
             *_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(q_cache),
             *((0, 0) if q_weight is None else q_weight.stride()), *mask_strides,
-            **facts,
+            **constants(frames, channels // heads, q.dtype, setting),
         )  # fmt: skip
     return out, entropy
 
@@ -418,15 +429,17 @@ def backward(
     table_v: Tensor | None = None,
     wants_bias: bool = False,
     wants_tables: bool = False,
-    by_token: bool = True,
+    setting: Setting | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of q (as it entered the products), k, v; then fp32 of bias and both tables, `[0]` where not wanted."""
     batch, frames, pixels, channels = q.shape
     width = channels // heads
-    by_token = by_token and not wants_bias
     tables = table_k is not None or table_v is not None
-    facts = constants(frames, width, q.dtype, tables=tables, by_token=by_token)
-    programs = _programs(batch * pixels, heads, facts["ROWS"], by_token)
+    plain = key_mask is None and bias is None
+    setting = setting or tune.setting("backward", frames, width, q.dtype, q.device, plain=plain, tables=tables)
+    if wants_bias:
+        setting = setting._replace(by_token=False)
+    programs = _programs(batch * pixels, heads, setting)
     dq, dk, dv = (empty(batch, frames, pixels, channels, like=q) for _ in range(3))
 
     def shares(wanted: bool, *shape: int) -> Tensor | None:
@@ -441,7 +454,7 @@ def backward(
             q, k, v, grad, dq, dk, dv, bias, mask, table_k, table_v, d_bias, d_table_k, d_table_v,
             batch * pixels, pixels, frames, heads, width**-0.5,
             *_strides(q), *_strides(k), *_strides(v), *_strides(grad), *_strides(dq), *mask_strides,
-            **facts,
+            **constants(frames, width, q.dtype, setting),
         )  # fmt: skip
     none = q.new_empty(0, dtype=torch.float32)
     return (
@@ -453,5 +466,6 @@ def backward(
     )
 
 
-def _programs(sequences: int, heads: int, rows: int, by_token: bool) -> int:
-    return triton.cdiv(sequences * heads, rows) if by_token else triton.cdiv(sequences, rows) * heads
+def _programs(sequences: int, heads: int, setting: Setting) -> int:
+    rows = setting.rows
+    return triton.cdiv(sequences * heads, rows) if setting.by_token else triton.cdiv(sequences, rows) * heads

@@ -18,11 +18,12 @@ from typing import Any
 
 ARCHITECTURES = (80, 90)
 FLOATS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
-MODEL_TYPE = {"Q", "K", "V", "OUT", "CACHE", "TABLE_K", "TABLE_V", "GRAD", "DQ", "DK", "DV", "PRED", "TARGET"}
+MODEL_TYPE = {"Q", "K", "V", "OUT", "SHIFT", "CACHE", "TABLE_K", "TABLE_V", "GRAD", "DQ", "DK", "DV", "PRED", "TARGET"}
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "bias": ("BIAS", "DBIAS"),
     "mask": ("MASK",),
     "cache": ("CACHE", "WEIGHT"),
+    "shift": ("SHIFT",),
     "entropy": ("ENTROPY",),
     "relative": ("TABLE_K", "TABLE_V"),
     "tables": ("DTABLE_K", "DTABLE_V"),  # their gradients
@@ -56,6 +57,8 @@ EXTRAS = tuple(
         ("forward", 16, 64, 90, "bfloat16", ("relative",)),
         ("backward", 16, 64, 90, "bfloat16", ("relative", "tables")),
         ("forward", 16, 40, 90, "bfloat16", ("mask", "cache", "entropy")),
+        ("forward", 16, 40, 90, "bfloat16", ("shift",)),
+        ("forward", 16, 160, 80, "bfloat16", ("shift",)),
         ("backward", 16, 40, 90, "bfloat16", ("mask", "bias")),
         ("diff", 16, 48, 90, "bfloat16"),
         ("diff", 16, 48, 80, "bfloat16"),
@@ -81,7 +84,7 @@ def report(cases: Iterable[Case]) -> list[dict[str, Any]]:
 
 def measured(case: Case) -> dict[str, Any]:
     """Compiled: the case itself, registers, stack and shared bytes, and counts of instructions."""
-    from vidlose.kernels import attention, diff
+    from vidlose.kernels import attention, diff, tune
 
     if case.kernel == "diff":
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
@@ -89,13 +92,11 @@ def measured(case: Case) -> dict[str, Any]:
         import torch
 
         fn = attention._forward if case.kernel == "forward" else attention._backward
-        facts = attention.constants(
-            case.frames,
-            case.width,
-            getattr(torch, case.dtype),
-            tables="relative" in case.options,
-            by_token="bias" not in case.options,
-        )
+        dtype, tables = getattr(torch, case.dtype), "relative" in case.options
+        setting = tune.rule(case.frames, case.width, wide=dtype == torch.float32, tables=tables)
+        if "bias" in case.options:
+            setting = setting._replace(by_token=False)
+        facts = attention.constants(case.frames, case.width, dtype, setting)
     compiled = _compile(fn, facts, case)
     found = _resources(compiled.asm["cubin"])
     launch = {name: facts[name] for name in facts if name in ("ROWS", "POSITIONS", "num_warps")}

@@ -12,10 +12,22 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 REACH = 2**31  # of 32-bit offsets
 
 
-def refusal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tables: bool, q_weight: Tensor | None) -> str | None:
-    """Why the kernel does not take it, if so; tables: with relative positions."""
+def refusal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    relative_k: Tensor | None,
+    relative_v: Tensor | None,
+    q_cache: Tensor | None,
+    q_weight: Tensor | None,
+    shift: Tensor | None,
+) -> str | None:
+    """Why the kernel does not take it, if so."""
     batch, frames, pixels, channels = q.shape
-    width, dtype = channels // heads, _dtype(q)
+    width, dtype, tables = channels // heads, _dtype(q), relative_k is not None or relative_v is not None
     held = attention.held(frames, width)
     size = f"{frames} frames of {width} channels a head"
     if frames > attention.MAX_FRAMES or width > attention.MAX_WIDTH:
@@ -26,6 +38,9 @@ def refusal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tables: bool,
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}"
     if q_weight is not None and q_weight.requires_grad:
         return "q_weight wants a gradient"
+    leaves = (q, k, v, bias, relative_k, relative_v, q_cache, shift)
+    if shift is not None and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
+        return "a gradient is wanted behind a shift"
     apart = max(pixels * channels, *(x.stride(1) for x in (q, k, v)))
     if batch * pixels * heads >= REACH or frames * apart >= REACH:
         return "frames lie too far apart"
@@ -58,6 +73,7 @@ def temporal_attention(
     relative_v: Tensor | None,
     q_cache: Tensor | None,
     q_weight: Tensor | None,
+    shift: Tensor | None,
     return_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `vidlose.kernels.temporal_attention`. Autocast's dtype, where it is on, is taken here."""
@@ -74,6 +90,7 @@ def temporal_attention(
         None if relative_v is None else by_distance(relative_v, frames),
         None if q_cache is None else _readable(q_cache, dtype),
         None if q_weight is None else q_weight.float(),
+        None if shift is None else shift.to(dtype).contiguous(),
         return_entropy,
     )
     return out, entropy if return_entropy else None
@@ -123,15 +140,14 @@ def _attention(
     table_v: Tensor | None,
     q_cache: Tensor | None,
     q_weight: Tensor | None,
+    shift: Tensor | None,
     return_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    return attention.forward(
-        q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, return_entropy=return_entropy
-    )
+    return attention.forward(q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, shift, return_entropy)
 
 
 @_attention.register_fake
-def _(q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, return_entropy):
+def _(q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, shift, return_entropy):
     rows = (q.shape[0] * q.shape[2], heads) if return_entropy else (0,)
     return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32)
 
@@ -165,7 +181,7 @@ def _(grad, q, k, v, heads, key_mask, bias, table_k, table_v, wants_bias, wants_
 
 
 def _keep(ctx, inputs, output) -> None:
-    q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, _ = inputs
+    q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, _, _ = inputs  # nothing is shifted here
     ctx.save_for_backward(q, k, v, key_mask, bias, table_k, table_v, q_cache, q_weight)
     ctx.heads = heads
     ctx.mark_non_differentiable(output[1])
@@ -190,7 +206,7 @@ def _back(ctx, grad, _):
         x.to(of.dtype) if wanted else None
         for x, of, wanted in zip(found[3:], (bias, table_k, table_v), wants[5:8], strict=True)
     )
-    return dq, dk, dv, None, None, *constants, d_cache, None, None
+    return dq, dk, dv, None, None, *constants, d_cache, None, None, None
 
 
 _attention.register_autograd(_back, setup_context=_keep)

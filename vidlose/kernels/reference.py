@@ -19,10 +19,13 @@ def temporal_attention(
     relative_v: Tensor | None = None,
     q_cache: Tensor | None = None,
     q_weight: Tensor | None = None,
+    shift: Tensor | None = None,
     return_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """See `vidlose.kernels.temporal_attention`."""
     batch, frames, pixels, width = q.shape
+    if shift is not None:
+        q, k, v = (x + part[:, None] for x, part in zip((q, k, v), shift.to(q.dtype).chunk(3, -1), strict=True))
     if q_cache is not None and q_weight is not None:
         own = q_weight.to(q.dtype)[:, :, None, None]
         q = own * q + (1 - own) * q_cache

@@ -126,11 +126,11 @@ class UNet(nn.Module):
         if layers and isinstance(layers[-1], TemporalTransformer):
             layers[-1].mixes_last = True
 
-    def fuse(self) -> None:
+    def fuse(self, folds: bool | None = None) -> None:
         """See `TemporalAttention.fuse`; of every one."""
         for module in self.modules():
             if isinstance(module, TemporalAttention):
-                module.fuse()
+                module.fuse(folds)
 
     def unfuse(self) -> None:
         """See `TemporalAttention.unfuse`; of every one."""

@@ -67,6 +67,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
         model.ready(device, settled.torch_dtype)
+        runtime.fuse(model.unet, device)
 
         guidance, base_guidance = guidances(config, settled)
         denoiser, base_denoiser = denoisers(config, model)

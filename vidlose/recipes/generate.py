@@ -36,6 +36,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         plans = [(run, settle(run, model, device)) for run in runs]
         fingerprint = model.fingerprint()
         model.ready(device, plans[0][1].torch_dtype)
+        runtime.fuse(model.unet, device)
         if config.compile:
             runtime.compile(model.unet, device)
         if folder:

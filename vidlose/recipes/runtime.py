@@ -27,6 +27,7 @@ from vidlose.io.files import write_atomic
 from vidlose.io.video import FORMATS, read_frames
 from vidlose.models.autoencoder import from_uint8
 from vidlose.models.image_encoder import stretch
+from vidlose.models.unet import UNet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,6 +93,12 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "mps" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def fuse(network: UNet, device: torch.device) -> None:
+    """For sampling, where it gains: see `UNet.fuse`. A processor was up to 2 % slower with it."""
+    if device.type == "cuda":
+        network.fuse()
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ from vidlose import checkpoints
 from vidlose.config import FifoConfig, TuneConfig
 from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.errors import OutOfMemory
+from vidlose.kernels import tune as kernels
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.recipes import runtime, tuned
@@ -30,6 +31,9 @@ def tune(config: TuneConfig, report: Reporter) -> int:
     plan = strategies.plan(run, ladder, settled.frames)
     with runtime.memory_errors():
         model.ready(device, settled.torch_dtype)
+    runtime.fuse(model.unet, device)  # as fifo runs it
+    if device.type == "cuda":
+        report.say(f"kernels: {kernels.measure(device, frames=(settled.frames,))}")
     noise = SeededNoise(0, device)
     sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta)
     denoise = sampler.bind(model.condition("", "", settled.fps_condition))
