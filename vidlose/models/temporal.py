@@ -1,13 +1,14 @@
 """Attention between frames: AnimateDiff's motion module and VideoCrafter's temporal transformer are one class."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidlose import kernels
-from vidlose.models.frames import to_images, to_tokens
+from vidlose.models.frames import frames_inside, in_order, to_images, to_tokens
 from vidlose.models.layers import Context, FeedForward, FrameNorm
 
 
@@ -96,7 +97,7 @@ class TemporalAttention(nn.Module):
             q_weight=own,
             shift=shift,
         )
-        return self.to_out(out)
+        return in_order(self.to_out, out)
 
     def _folded(self, x: Tensor, context: Context) -> Tensor | None:
         """What positions come to behind the products, `[F 3C]`: W (x + p) = W x + W p; None where they go in before.
@@ -116,8 +117,8 @@ class TemporalAttention(nn.Module):
         linears = (self.to_q, self.to_k, self.to_v)
         trains = torch.is_grad_enabled() and any(linear.weight.requires_grad for linear in linears)
         if self.packed is None or trains:
-            return tuple(linear(x) for linear in linears)
-        return F.linear(x, self.packed).chunk(3, dim=-1)
+            return tuple(in_order(linear, x) for linear in linears)
+        return in_order(partial(F.linear, weight=self.packed), x).chunk(3, dim=-1)
 
     @torch.no_grad()
     def fuse(self, folds: bool | None = None) -> None:
@@ -193,9 +194,11 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         (x,) = context.rows.window(x)
         h = to_tokens(self.norm(x, context.frames)).unflatten(0, (-1, context.frames))  # [B F S C]
-        h = self.proj_in(h)
-        h = h + self.attn1(self.norm1(h), context)
-        h = (h + self.attn2(self.norm2(h), context)).flatten(0, 1)
+        if not kernels.may_be_triton(h):
+            h = frames_inside(h)
+        h = in_order(self.proj_in, h)
+        h = h + self.attn1(in_order(self.norm1, h), context)
+        h = (h + self.attn2(in_order(self.norm2, h), context)).flatten(0, 1)
         if self.mixes_last:
             x, h = context.rows.drop(x, h)
         h = h + self.ff(self.norm3(h))
