@@ -513,6 +513,13 @@ def test_folder_goes_on_from_a_frame(tmp_path: Path) -> None:
     assert len(os.listdir(folder)) == 4
 
 
+def test_hidden_files_of_a_folder_are_no_frames(tmp_path: Path) -> None:
+    """As other systems leave them beside pictures."""
+    Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"no picture")
+    assert len(list(read_frames(str(tmp_path)))) == 1
+
+
 def test_folder_failures(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="No such file"):
         FrameFolder(tmp_path / "missing" / "out", width=WIDTH, height=HEIGHT)

@@ -104,6 +104,8 @@ class Console:
     def result(self, *paths: str) -> None:
         """What the command made: paths on stdout; "-" went there itself. Raises ReaderGone."""
         self.close()
+        if sys.stdout is None:  # closed by who started us: nobody is to be told
+            return
         try:
             for path in paths:
                 if path != "-":

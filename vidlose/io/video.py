@@ -321,7 +321,8 @@ def read_frames(
     if source == "-":
         frames = decode("pipe:0", "stdin", size, corner)
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+        found = (file for file in path.iterdir() if not file.name.startswith("."))
+        files = sorted(file for file in found if file.suffix.lower() in IMAGES)
         if not files:
             raise InputError(f"{path}: no pictures inside (png, jpg, webp)")
         frames = (frame for file in files for frame in _pictures(file, size, corner))
