@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -330,14 +332,8 @@ class Run:
         total = self.config.frames or None
         while total is None or self.position.written < total:
             output.sink.check()
-            before = self._tensors()
-            try:
+            with self._keeping(output):
                 latents = next(self.stream)
-                stop = self.processes.any(self.signals.stop is not None)
-            except ProcessLost as lost:
-                output.cut()
-                self._save(before)
-                raise ProcessLost(f"{lost}: {self._safe()}") from lost
             kept = self.position.emitted >= self.warmup
             self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
             if kept:
@@ -351,6 +347,8 @@ class Run:
                 self.report.progress("warm-up", self.position.emitted, self.warmup)
             if self.position.written == total:
                 return
+            with self._keeping(output):
+                stop = self.processes.any(self.signals.stop is not None)
             if stop:
                 self._stop(output)
                 return
@@ -359,6 +357,17 @@ class Run:
                 self.signals.save = False
                 output.cut()
                 self._save()
+
+    @contextmanager
+    def _keeping(self, output: Output | Nowhere) -> Iterator[None]:
+        """What was before stays, where a process is lost on the way. Raises ProcessLost that says how to go on."""
+        before = self._tensors()
+        try:
+            yield
+        except ProcessLost as lost:
+            output.cut()
+            self._save(before)
+            raise ProcessLost(f"{lost}: {self._safe()}") from lost
 
     def _stop(self, output: Output | Nowhere) -> None:
         """A signal came: an endless run ends here; another is made safe and says how to go on (Interrupted)."""
