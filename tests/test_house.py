@@ -9,6 +9,7 @@ HOUSE = Path(__file__).parents[1] / "vidlose"
 RANKS = {
     "errors": -1,  # below everything: config raises them
     "config": 0,
+    "places": 0,
     "kernels": 1,
     "parallel": 1,
     "models": 2,

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from dataclasses import fields
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from vidlose import cli
 from vidlose.checkpoints import keymap, random
 from vidlose.checkpoints.animatediff import motion_table
+from vidlose.cli.console import Console
 from vidlose.config import (
     AnalyzeConfig,
     ConvertConfig,
@@ -33,6 +35,7 @@ from vidlose.io.video import count_frames, read_frames
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
 from vidlose.recipes import runtime
+from vidlose.recipes.fifo import guidances
 
 COMMANDS = typer.main.get_command(cli.app).commands
 TINY = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5"]
@@ -217,6 +220,19 @@ def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
     for command in (TINY_FIFO, TINY_CLIP):
         code, _, err = vidlose(*command, "-p", "x", "--compile")
         assert code == 3 and "--compile needs a C++ compiler, and there is no no-such-compiler" in err
+
+
+def test_blocks_of_guidance_are_what_a_window_writes():
+    """In levels: several slots share one in a zigzag."""
+    settled = SimpleNamespace(frames=8, guidance_scale=3.0)
+    for options, block in (({}, 4), ({"lookahead": False}, 8), ({"zigzag": 2}, 2), ({"zigzag": 8}, 1)):
+        config = FifoConfig(prompt="x", guidance_every=2, **options)
+        assert guidances(config, settled)[0].block == block
+
+
+def test_a_closed_stdout_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    Console().result("out.mp4")
 
 
 def test_uniform_latents_is_the_uniform_start(latents):

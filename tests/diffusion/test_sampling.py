@@ -1,5 +1,7 @@
 """Predictions, steps, guidance and the clip loop: against an oracle that knows the answer, and the originals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,42 +76,47 @@ def test_eta_keeps_the_marginal():
         assert abs(out.std() / ladder.sigma[8] - 1) < 0.02
 
 
-def test_guidance_runs_one_batch_and_mixes(stub):
-    ladder = SCHEDULE.ladder("linspace", 8)
-    batches = []
+@pytest.fixture
+def counting(stub):
+    """The stub, which keeps how many clips each of its batches has."""
 
     class Counting(type(stub)):
+        batches: list[int] = []
+
         def clips(self, x, *rest):
-            batches.append(len(x))
+            self.batches.append(len(x))
             return super().clips(x, *rest)
 
+        def __call__(self, *inputs, deep=None, **more):
+            return super().__call__(*inputs, **more)
+
+    return Counting()
+
+
+def test_guidance_runs_one_batch_and_mixes(stub, counting):
+    ladder = SCHEDULE.ladder("linspace", 8)
+    batches = counting.batches
     text, null = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     x, level = torch.randn(2, 4, 3, 5, 5), torch.tensor([[1, 2, 3], [6, 7, 8]])
     one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level) for of in (text, null))
-    guided = Sampler(Denoiser(Counting()), ladder, guidance=7.5).bind(Condition(text, null))(x, level)
+    guided = Sampler(Denoiser(counting), ladder, guidance=7.5).bind(Condition(text, null))(x, level)
     torch.testing.assert_close(guided.eps, other.eps + 7.5 * (one.eps - other.eps))
     assert batches == [4]
-    unguided = Sampler(Denoiser(Counting()), ladder, guidance=1.0).bind(Condition(text, null))(x, level)
+    unguided = Sampler(Denoiser(counting), ladder, guidance=1.0).bind(Condition(text, null))(x, level)
     torch.testing.assert_close(unguided.eps, one.eps)
     assert batches == [4, 2]
 
 
-def test_guidance_by_level(stub):
+def test_guidance_by_level(stub, counting):
     """Each frame has its level's weight; where nothing is guided, only the conditional branch runs."""
     ladder = SCHEDULE.ladder("linspace", 5)
     guidance = Guidance(9.0, clean=5.0, low=0.2, high=0.8)
     assert guidance.weights(ladder)[1:].tolist() == pytest.approx([1, 6, 7, 8, 1], abs=1e-2)
-    batches = []
-
-    class Counting(type(stub)):
-        def clips(self, x, *rest):
-            batches.append(len(x))
-            return super().clips(x, *rest)
-
+    batches = counting.batches
     text, null = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     x, level = torch.randn(1, 4, 5, 3, 3), torch.tensor([[1, 2, 3, 4, 5]])
     one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level).eps for of in (text, null))
-    bound = Sampler(Denoiser(Counting()), ladder, guidance).bind(Condition(text, null))
+    bound = Sampler(Denoiser(counting), ladder, guidance).bind(Condition(text, null))
     weight = guidance.weights(ladder)[1:].float()[None, None, :, None, None]
     torch.testing.assert_close(bound(x, level).eps, other + weight * (one - other))
     bound(x[:, :, :2], torch.tensor([[1, 5]]))
@@ -120,6 +127,8 @@ def test_guidance_by_level(stub):
     view = View(torch.tensor([[0, 1, 2], [1, 2, 3], [2, 3, 4]]), torch.tensor([0, 4, 8]))
     found = bound(x, level, view).eps
     assert batches == [2, 1, 2, 2, 2]  # of three windows, one under both texts and two under one
+    torch.testing.assert_close(bound(x, level, replace(view, deep="kept")).eps, found, atol=1e-4, rtol=1e-5)
+    assert batches[5:] == [6]  # deep features are of both branches
     one, other = (Sampler(Denoiser(stub), ladder).bind(Condition(of))(x, level, view).eps for of in (text, null))
     weight = torch.tensor([1, 7, 1])[None, None, :, None, None]
     torch.testing.assert_close(found, other + weight * (one - other), atol=1e-4, rtol=1e-5)

@@ -44,16 +44,18 @@ def classifier_free(both: Bound, weights: Tensor, rescale: float = 0.0, alone: B
 
     weights: of the ladder's rows `[K]`. rescale: see `Guidance`; deviations are over a frame's channels and pixels.
     both: bound to the texts [cond; null], so that the two branches run as one batch, and part where text is read.
-    alone: bound to the conditional text, for clips and windows in which no frame that is wanted is guided.
+    alone: bound to the conditional text, for clips and windows in which no frame that is wanted is guided; a view with
+    deep features keeps those of both branches, and has no use for it.
     """
 
     def output(x: Tensor, level: Tensor, view: View | None = None, branches: int = 1) -> Tensor:
         weight = weights[level if view is None else view.kept(level, 1)]
         guided = weight != 1
-        if alone is not None and not guided.any():
+        if alone is None or (view is not None and view.deep is not None):
+            return mixed(x, level, view, branches, weight)
+        if not guided.any():
             return alone.output(x, level, view, branches)
-        windows = None if view is None else view.holding(guided[0])
-        if alone is None or view is None or windows is None or windows.all():
+        if view is None or (windows := view.holding(guided[0])).all():
             return mixed(x, level, view, branches, weight)
         out = x.new_empty(branches, x.shape[1], len(view.keep), *x.shape[3:])
         for part in view.split(windows):

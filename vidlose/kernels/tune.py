@@ -6,7 +6,6 @@ version, which the first launch there reads. Nothing needs it. Settings differ i
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from vidlose.places import cache_folder
 
 WIDTHS = (40, 64, 80, 160)  # of heads: AnimateDiff's three levels, VideoCrafter's one
 BATCH, FRAME, HEADS = 2, 4096 * 320, 8  # clips, numbers in a frame: AnimateDiff's finest level at 512x512
@@ -146,9 +147,7 @@ def _key(kernel: str, frames: int, width: int) -> str:
 
 
 def _path(device: torch.device) -> Path:
-    """In the folder of `vidlose.recipes.runtime.cache_folder`."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidlose"
-    return folder / re.sub(r"[^\w.-]+", "-", "kernels-{}-{}.json".format(*_versions(device)))
+    return cache_folder() / re.sub(r"[^\w.-]+", "-", "kernels-{}-{}.json".format(*_versions(device)))
 
 
 def _versions(device: torch.device) -> tuple[str, str]:

@@ -158,7 +158,7 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         fps_condition=usual.fifo_fps_condition,
     )
     partitions = config.partitions or usual.partitions
-    windows = partitions * (1 + config.lookahead)
+    windows = windows_of(partitions, config.lookahead)
     if found := tuned.window_batch(tuned.key(model, settled, windows)):
         windows = found
     elif device.type == "cpu":
@@ -167,6 +167,11 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
     return replace(config, **decided, **config.settled()), settled
+
+
+def windows_of(partitions: int, lookahead: bool) -> int:
+    """Model inputs of one sweep of FIFO's queue."""
+    return partitions * (1 + lookahead)
 
 
 def check_reuse(config: FifoConfig, model: VideoModel, processes: Processes) -> None:
@@ -182,7 +187,8 @@ def guidances(config: FifoConfig, settled: Settled) -> tuple[Guidance, Guidance]
     """Of the queue, and of the base clip."""
     weight, rescale = settled.guidance_scale, config.guidance_rescale
     base = weight if config.base_guidance is None else config.base_guidance
-    block = settled.frames // (2 if config.lookahead else 1)
+    written = settled.frames // (2 if config.lookahead else 1)  # slots, of which zigzag share a level
+    block = max(1, written // config.settled()["zigzag"])
     interval = (config.guidance_low, config.guidance_high)
     queue = Guidance(weight, config.guidance_clean, *interval, rescale, config.guidance_every, block)
     return queue, Guidance(base, rescale=rescale)
@@ -361,7 +367,7 @@ class Run:
     @contextmanager
     def _keeping(self, output: Output | Nowhere) -> Iterator[None]:
         """What was before stays, where a process is lost on the way. Raises ProcessLost that says how to go on."""
-        before = self._tensors()
+        before = self._tensors() if self.processes.count > 1 else None  # one by itself loses none
         try:
             yield
         except ProcessLost as lost:

@@ -28,6 +28,7 @@ from vidlose.io.video import FORMATS, read_frames
 from vidlose.models.autoencoder import from_uint8
 from vidlose.models.image_encoder import stretch
 from vidlose.models.unet import UNet
+from vidlose.places import cache_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,10 +100,6 @@ def fuse(network: UNet, device: torch.device) -> None:
     """For sampling, where it gains: see `UNet.fuse`. A processor was up to 2 % slower with it."""
     if device.type == "cuda":
         network.fuse()
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidlose"
 
 
 def dtype(name: str, device: torch.device) -> str:

@@ -12,8 +12,9 @@ from vidlose.errors import OutOfMemory
 from vidlose.kernels import tune as kernels
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
+from vidlose.places import cache_folder
 from vidlose.recipes import runtime, tuned
-from vidlose.recipes.fifo import base_shape, resolve
+from vidlose.recipes.fifo import base_shape, resolve, windows_of
 from vidlose.recipes.runtime import Reporter
 
 
@@ -21,12 +22,13 @@ from vidlose.recipes.runtime import Reporter
 def tune(config: TuneConfig, report: Reporter) -> int:
     """The windows in a batch with which a sweep takes the least time; remembered for runs of such a model and size."""
     device = runtime.device(config.device)
+    cache_folder().mkdir(parents=True, exist_ok=True)  # before the work that is to be remembered
     runtime.settle_memory(device)
     model = checkpoints.load(config)
     said = {name: getattr(config, name) for name in vars(config).keys() - {"sweeps"}}
     run, settled = resolve(FifoConfig(prompt="", seed=0, **said), model, device)
     assert run.partitions
-    windows = run.partitions * (1 + run.lookahead)
+    windows = windows_of(run.partitions, run.lookahead)
     ladder = model.schedule.ladder("linspace", run.partitions * settled.frames)
     plan = strategies.plan(run, ladder, settled.frames)
     with runtime.memory_errors():

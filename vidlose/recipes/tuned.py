@@ -7,7 +7,8 @@ import torch
 
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.io.files import write_atomic
-from vidlose.recipes.runtime import Settled, cache_folder
+from vidlose.places import cache_folder
+from vidlose.recipes.runtime import Settled
 
 
 def key(model: VideoModel, settled: Settled, windows: int) -> str:
@@ -34,7 +35,6 @@ def count() -> int:
 def remember(key: str, window_batch: int) -> Path:
     """For the runs to come. Raises EncoderError where the disk refuses."""
     path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({**_read(), key: window_batch}, indent=1).encode() + b"\n")
     return path
 
