@@ -2,9 +2,13 @@
 
 Shares are of the copy bandwidth measured first: attention need not move more than q, k, v and the output, on the way
 back those, two gradients more and the output's. What peers need around them (copies into their layout, and back) is
-timed with them, from one `[B F S 3C]` as a linear layer leaves it. Errors are against fp64.
+timed with them, from one `[B F S 3C]` as a linear layer leaves it. Errors are against fp64. Times are the card's own,
+with its cache cold: launches that the processor has not got done within a millisecond are waited for, as in a network.
 
-    python -m tests.benchmarks.gpu [--smoke]
+    python -m tests.benchmarks.gpu [PART ...] [--smoke]
+
+Without parts, all of them: whole steps first, whatever peers may do to the card. It takes some minutes, most of them
+compilers'; a part alone takes fewer. What fails is told, and makes the exit status 1 where it is our own.
 
 --smoke runs all that a CPU can, tiny and interpreted, and keeps no rows: it proves the file, not the kernels.
 """
@@ -13,9 +17,11 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,6 +79,7 @@ class Bench:
         self.smoke, self.device = smoke, "cpu" if smoke else "cuda"
         self.dtype = torch.float32 if smoke else torch.bfloat16
         self.bandwidth = float("nan")  # bytes a second
+        self.failed = False
 
     def row(self, case: str, **metrics: Any) -> None:
         if self.smoke:
@@ -81,25 +88,25 @@ class Bench:
             rows.append("gpu", case, device="cuda", **metrics)
 
     def ms(self, run: Callable[[], Any]) -> float:
-        """The median."""
+        """The median, of the card's own time: `tune.milliseconds`."""
         if self.smoke:
             began = time.perf_counter()
             run()
             return 1e3 * (time.perf_counter() - began)
-        from triton.testing import do_bench
-
-        return do_bench(run, warmup=25, rep=200, return_mode="median")
+        return tune.milliseconds(run, budget=200)
 
     def share(self, moved: int, ms: float) -> float:
         return moved / (ms / 1e3) / self.bandwidth
 
     @contextmanager
-    def peer(self, case: str) -> Iterator[None]:
-        """Whatever fails within is said in a line; rows of the other peers follow."""
+    def peer(self, case: str, *, own: bool = False) -> Iterator[None]:
+        """Whatever fails within is said, ours in full; rows of the others follow."""
         try:
             yield
         except Exception as error:  # peers fail in ways of their own
-            print(f"gpu  {case}: not here: {(str(error).splitlines() or [''])[0][:120]}", file=sys.stderr, flush=True)
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            print(f"gpu  {case}: {traceback.format_exc() if own else why}", file=sys.stderr, flush=True)
+            self.failed |= own
             if not self.smoke:
                 torch.cuda.empty_cache()
 
@@ -143,7 +150,7 @@ def by_frame(out: Tensor, shape: Shape) -> Tensor:
 
 
 def ours(packed: Tensor, shape: Shape) -> Tensor:
-    return kernels.temporal_attention(*packed.chunk(3, -1), shape.heads)[0]
+    return kernels.temporal_attention(packed, None, None, shape.heads)[0]
 
 
 def plain(packed: Tensor, shape: Shape) -> Tensor:
@@ -166,15 +173,15 @@ def flex(packed: Tensor, shape: Shape) -> Tensor:
     """One long sequence, in which frames of one pixel see each other: blocks of 128 hold several pixels."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    tokens = shape.pixels * shape.frames
+    frames, tokens = shape.frames, shape.pixels * shape.frames
     if shape not in _MASKS:
         _MASKS[shape] = create_block_mask(
-            lambda b, h, i, j: i // shape.frames == j // shape.frames, None, None, tokens, tokens, packed.device
+            lambda b, h, i, j: i // frames == j // frames, None, None, tokens, tokens, packed.device
         )
     long = packed.transpose(1, 2).flatten(1, 2).unflatten(-1, (3, shape.heads, -1))  # [B S*F 3 heads D]
     q, k, v = (x.transpose(1, 2) for x in long.unbind(2))
     out = _compiled(flex_attention)(q, k, v, block_mask=_MASKS[shape])  # [B heads S*F D]
-    return out.unflatten(2, (-1, shape.frames)).permute(0, 3, 2, 1, 4).flatten(-2)
+    return out.unflatten(2, (-1, frames)).permute(0, 3, 2, 1, 4).flatten(-2)
 
 
 def xformers(packed: Tensor, shape: Shape) -> Tensor:
@@ -187,11 +194,12 @@ def xformers(packed: Tensor, shape: Shape) -> Tensor:
 
 
 _MASKS: dict[Shape, Any] = {}
-_COMPILED: dict[Any, Any] = {}
 
 
+@cache
 def _compiled(function: Any) -> Any:
-    return _COMPILED.setdefault(function, torch.compile(function, dynamic=False))
+    """Once: to wrap it anew would be timed."""
+    return torch.compile(function, dynamic=False)
 
 
 PEERS: dict[str, Attention] = {
@@ -212,11 +220,12 @@ def attention(bench: Bench, shape: Shape) -> None:
     packed = torch.randn(*size, 3 * shape.channels, generator=generator, device=bench.device).to(bench.dtype)
     grad = torch.randn(*size, shape.channels, generator=generator, device=bench.device).to(bench.dtype)
     few = replace(shape, pixels=min(shape.pixels, 64))
-    exact = plain(packed[:, :, : few.pixels].double(), few)
+    near = packed[:, :, : few.pixels].double()
+    exact, _ = reference.temporal_attention(near, None, None, few.heads)
     leaf = packed.detach().requires_grad_()
     for name, attend in PEERS.items():
         case = f"attention, {shape.name}, {name}"
-        with bench.peer(case), chosen("triton"):
+        with bench.peer(case, own=name == "ours"), chosen("triton"):
             error = (attend(packed, shape)[:, :, : few.pixels].double() - exact).norm() / exact.norm()
             ms = bench.ms(lambda attend=attend: attend(packed, shape))
             share = bench.share(4 * shape.tensor_bytes, ms)
@@ -224,7 +233,7 @@ def attention(bench: Bench, shape: Shape) -> None:
             ms = bench.ms(lambda attend=attend: torch.autograd.grad(attend(leaf, shape), leaf, grad))
             share = bench.share(11 * shape.tensor_bytes, ms)
             bench.row(case, forward_backward_ms=ms, forward_backward_share_of_copy=share)
-    _COMPILED.clear()  # or the next shapes would be too many for one function
+    _compiled.cache_clear()  # or the next shapes would be too many for one function
     torch._dynamo.reset()
 
 
@@ -236,16 +245,17 @@ def orders(bench: Bench, shape: Shape) -> None:
     q, k, v = packed.to(bench.dtype).chunk(3, -1)
     usual = tune.rule(shape.frames, shape.width)
     for name, by_token in (("heads of a token", True), ("pixels of a head", False)):
-        setting = usual._replace(by_token=by_token)
-        forward = bench.ms(lambda by=setting: triton_attention.forward(q, k, v, shape.heads, setting=by))
-        backward = bench.ms(lambda by=setting: triton_attention.backward(q, q, k, v, shape.heads, setting=by))
-        bench.row(
-            f"kernel, {shape.name}, rows are {name}",
-            forward_ms=forward,
-            forward_share_of_copy=bench.share(4 * shape.tensor_bytes, forward),
-            backward_ms=backward,
-            backward_share_of_copy=bench.share(7 * shape.tensor_bytes, backward),
-        )
+        setting, case = usual._replace(by_token=by_token), f"kernel, {shape.name}, rows are {name}"
+        with bench.peer(case, own=True):
+            forward = bench.ms(lambda by=setting: triton_attention.forward(q, k, v, shape.heads, setting=by))
+            backward = bench.ms(lambda by=setting: triton_attention.backward(q, q, k, v, shape.heads, setting=by))
+            bench.row(
+                case,
+                forward_ms=forward,
+                forward_share_of_copy=bench.share(4 * shape.tensor_bytes, forward),
+                backward_ms=backward,
+                backward_share_of_copy=bench.share(7 * shape.tensor_bytes, backward),
+            )
 
 
 def diff_loss(bench: Bench) -> None:
@@ -264,7 +274,7 @@ def diff_loss(bench: Bench) -> None:
         ("torch", reference.diff_loss),
         ("torch, compiled", _compiled(reference.diff_loss)),
     ):
-        with bench.peer(f"diff loss, {name}"), chosen("triton"):
+        with bench.peer(f"diff loss, {name}", own=name == "ours"), chosen("triton"):
             ms = bench.ms(lambda of=of: run(of))
             bench.row(f"diff loss, {name}", forward_backward_ms=ms, share_of_copy=bench.share(moved, ms))
 
@@ -293,7 +303,7 @@ def motion_module(bench: Bench) -> None:
         return lambda x: theirs(x, num_frames=frames)
 
     def run(name: str, call: Callable[[Tensor], Tensor], choice: str) -> None:
-        with bench.peer(f"motion module, {name}"), chosen(choice):
+        with bench.peer(f"motion module, {name}", own="kernels" in name), chosen(choice):
             leaf = x.detach().requires_grad_()
             with torch.no_grad():
                 forward = bench.ms(lambda: call(x))
@@ -348,7 +358,7 @@ def steps(bench: Bench) -> None:
 
     names = ("kernels off", "kernels on", "kernels on, fused", "kernels on, fused, positions folded")
     for name in names:
-        with bench.peer(f"U-Net, {name}"), chosen("eager" if "off" in name else "triton"):
+        with bench.peer(f"U-Net, {name}", own=True), chosen("eager" if "off" in name else "triton"):
             if "fused" in name:
                 unet.fuse(folds="folded" in name)
             bench.row(f"U-Net 512x512x16, {name}", ms=bench.ms(call), peak_gib=peak(bench, call))
@@ -369,26 +379,43 @@ def steps(bench: Bench) -> None:
         optimizer.zero_grad()
 
     for name, choice in (("kernels off", "eager"), ("kernels on", "triton")):
-        with bench.peer(f"training step, {name}"), chosen(choice):
+        with bench.peer(f"training step, {name}", own=True), chosen(choice):
             bench.row(f"training step 512x512x16, {name}", ms=bench.ms(train), peak_gib=peak(bench, train))
+
+
+def attentions(bench: Bench) -> None:
+    """All shapes."""
+    for shape in TINY if bench.smoke else SHAPES:
+        orders(bench, shape)
+        attention(bench, shape)
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "steps": steps,
+    "module": motion_module,
+    "diff": diff_loss,
+    "attention": attentions,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--smoke", action="store_true")
-    smoke = parser.parse_args().smoke
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    smoke = asked.smoke
     if smoke:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     elif not torch.cuda.is_available():
         sys.exit("bench-gpu needs a CUDA device, and here is none; --smoke proves the file on a CPU")
     bench = Bench(smoke)
     measure_copy(bench)
-    for shape in TINY if smoke else SHAPES:
-        attention(bench, shape)
-        orders(bench, shape)
-    diff_loss(bench)
-    motion_module(bench)
-    steps(bench)
+    for name, part in PARTS.items():
+        if name in asked.parts or not asked.parts:
+            part(bench)
+    sys.exit(bench.failed)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ def machine(device: str) -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FILE.parent)
-    return done.stdout.strip() or "unknown"
+    words = ["git", "describe", "--always", "--dirty"]
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, cwd=FILE.parent).stdout.strip()
+    except OSError:  # no git here
+        said = ""
+    return said or "unknown"
 
 
 def append(bench: str, case: str, *, device: str = "cpu", **metrics: Any) -> None:

@@ -104,7 +104,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "live = there[:, None] & (f < frames)[None, :]",
         "live = (sequence >= 0)[:, None] & (f < frames)[None, :]",
     ),
-    "q's gradient of the cache's share": ("ops.py", "dq = (own * dq).to(q.dtype)", "dq = dq.to(q.dtype)"),
+    "q's gradient of the cache's share": ("ops.py", "        dq.mul_(own)", "        dq.mul_(1)"),
+    "a packed gradient in another order": ("attention.py", "dq, dk, dv = packed.chunk", "dk, dq, dv = packed.chunk"),
     "tables too short by one": ("ops.py", "beyond = max(frames - 1 - reach, 0)", "beyond = max(frames - 2 - reach, 0)"),
     "the diff loss of other frames": (
         "diff.py",
@@ -127,7 +128,7 @@ def noticed(file: str, old: str, new: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(ROOT / "vidlose/kernels", copy / "vidlose/kernels")
-        for name in ("__init__.py", "errors.py"):
+        for name in ("__init__.py", "errors.py", "places.py"):
             shutil.copy(ROOT / "vidlose" / name, copy / "vidlose")
         for name in ("matrix.py", "test_triton.py"):
             (copy / "tests/kernels").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """Which implementation the door chooses, without a GPU and without the interpreter."""
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +40,25 @@ def test_triton_wants_a_card(monkeypatch):
         attend()
 
 
+def test_a_card_without_a_compiler(monkeypatch):
+    """Triton builds a library before it starts."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9))
+    for trouble in (None, "triton does not start: Failed to find C compiler"):
+        monkeypatch.setitem(sys.modules, "vidlose.kernels.start", SimpleNamespace(TROUBLE=trouble))
+        assert kernels._no_triton(torch.device("cuda", 0)) == trouble
+
+
+def test_triton_tells_why_it_does_not_start():
+    """As without a driver, so without a compiler."""
+    pytest.importorskip("triton")
+    code = "from vidlose.kernels.start import TROUBLE; print(TROUBLE)"
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=hidden)
+    assert done.stdout.startswith("triton does not start: RuntimeError: ")
+
+
 def test_the_door_does_without_triton():
-    late = {"triton", "torch._dynamo", "vidlose.kernels.ops"}
+    late = {"triton", "torch._dynamo", "vidlose.kernels.ops", "vidlose.kernels.start"}
     code = f"import sys, vidlose.kernels; assert not {late} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

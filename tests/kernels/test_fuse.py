@@ -1,5 +1,6 @@
 """Merged queries, keys and values, with positions behind them: the same network, and none the worse for it."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -119,6 +120,28 @@ def test_fused_layers_train_and_take_new_weights(shifts):
         layer.unfuse()
         torch.testing.assert_close(fused, layer(x.double(), context(3)))
         assert not shifts[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", ["in a copy", "by assignment", "as data"])
+def test_new_memory_of_fused_weights_is_noticed(given):
+    """Copies of a layer, state dicts that are assigned, LoRAs: the weights are no views of what was packed then."""
+    layer, x = TemporalAttention(32, 2, positions=4), torch.randn(1, 3, 2, 32)
+    layer.fuse(folds=True)
+    layer(x, context(3))
+    if given == "in a copy":
+        layer = deepcopy(layer)
+    new = {name: torch.randn_like(tensor) for name, tensor in layer.state_dict().items()}
+    if given == "as data":
+        for name, parameter in layer.named_parameters():
+            parameter.data = new[name]
+        layer.positions.copy_(new["positions"])
+    else:
+        layer.load_state_dict(new, assign=given == "by assignment")
+    fused = layer(x, context(3))
+    assert layer.packed is not None
+    layer.unfuse()
+    torch.testing.assert_close(fused, layer(x, context(3)), atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """The kernels as torch operators: registration, torch.compile, autocast, meta tensors, checkpointing."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +62,12 @@ def test_registration_of_attention(options):
     torch.library.opcheck(ops._attention, attention_arguments(options))
 
 
+def test_registration_of_packed_attention():
+    arguments = attention_arguments(True)
+    packed = torch.cat(arguments[:3], -1).detach().requires_grad_()
+    torch.library.opcheck(ops._attention, (packed, None, None, *arguments[3:]))
+
+
 def test_registration_of_shifted_attention():
     arguments = [x.detach() if isinstance(x, Tensor) else x for x in attention_arguments(True)]
     arguments[10] = normal(F, 3 * C, grad=False)
@@ -70,8 +78,9 @@ def test_registration_of_attention_backward():
     q, k, v, heads, mask, bias, table_k, table_v, *_ = (
         x.detach() if isinstance(x, Tensor) else x for x in attention_arguments(True)
     )
-    for wants in ((False, False), (True, True)):
-        arguments = (normal(B, F, S, C, grad=False), q, k, v, heads, mask, bias, table_k, table_v, *wants)
+    packed = torch.cat([q, k, v], -1)
+    for parts, *wants in (((q, k, v), False, False), ((q, k, v), True, True), ((packed, None, None), True, True)):
+        arguments = (normal(B, F, S, C, grad=False), *parts, heads, mask, bias, table_k, table_v, *wants)
         torch.library.opcheck(ops._attention_backward, arguments)
 
 
@@ -92,6 +101,27 @@ def test_one_graph(backend):
         (*found, *layer.gradients(found[0])), (*expected, *layer.gradients(expected[0])), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_one_graph_of_any_size():
+    """Met by torch.compile before anything else has called it."""
+    code = """
+import torch
+from vidlose import kernels
+
+def loss(x):
+    out, entropy = kernels.temporal_attention(x, None, None, 2, return_entropy=True)
+    clip = out.permute(0, 3, 1, 2)[..., None]
+    rows, weight = torch.ones(len(x), 2, x.shape[1]), torch.ones(len(x), 2)
+    return kernels.diff_loss(clip, torch.zeros_like(clip), rows, weight)[0].sum() + entropy.sum()
+
+compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+for shape in ((2, 3, 4, 96), (3, 5, 6, 96), (2, 7, 2, 96)):
+    x = torch.randn(shape, requires_grad=True)
+    results = [(value := of(x), *torch.autograd.grad(value, x)) for of in (compiled, loss)]
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,6 +176,22 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         grad.square().sum().backward()
+
+
+def test_a_second_derivative_of_the_diff_loss_is_refused():
+    """Not taken for that of a constant."""
+    pred, target = normal(2, 1, 2, 3, 2, 2, grad=False).unbind()
+    loss, _ = kernels.diff_loss(pred.requires_grad_(), target, torch.eye(3)[None], torch.ones(1, 3))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss.square().sum(), pred, create_graph=True)
+
+
+def test_frames_out_of_reach_are_brought_near():
+    """Offsets between frames have 32 bits: gradients and cached queries may be views of anything."""
+    for apart, stays in ((2**20, True), (2**30, False)):
+        x = torch.empty_strided((1, 3, 2, 16), (1, apart, 16, 1), device="meta")
+        assert (ops._readable(x, x.dtype) is x) == stays and ops._readable(x, x.dtype).stride(3) == 1
+        assert ops._readable(x, x.dtype).stride(1) == (apart if stays else 32)
 
 
 @torch.no_grad()

@@ -121,6 +121,7 @@ def test_half_precision_keeps_its_dtype(dtype):
             {"key_mask": torch.ones(B, F + 1, dtype=torch.bool)},
             r"key_mask is \(2, 6\), expected \(2, 5\) or \(2, 5, 5\)",
         ),
+        ({"key_mask": torch.ones(B, F)}, "key_mask is of torch.float32, expected torch.bool"),
         ({"bias": torch.ones(1, F, F)}, r"bias is \(1, 5, 5\)"),
         ({"relative_k": torch.ones(4, D)}, r"relative_k is \(4, 4\)"),
         ({"q_cache": torch.ones(B, F, S, HEADS * D)}, "go together"),
@@ -132,3 +133,26 @@ def test_shapes_are_checked(wrong, message):
         kernels.temporal_attention(*tensors(), HEADS, **wrong)
     with pytest.raises(ValueError, match="do not split into 3 heads"):
         kernels.temporal_attention(*tensors(), 3)
+    q, k, v = tensors()
+    for given, message in (
+        ((q[..., 1:], None, None), "7 channels do not split into queries, keys and values"),
+        ((q, k, None), "k and v go together"),
+        ((q, k, v[1:]), r"q, k, v differ in shape: \(2, 5, 3, 8\), \(2, 5, 3, 8\), \(1, 5, 3, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.temporal_attention(*given, HEADS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_autocast_rounds_what_comes_in_and_no_more(name):
+    """Tables and caches may be of another type than queries, with autocast or without."""
+    half = tensors(torch.bfloat16)
+    plain, _ = call(*half, OPTIONS[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [call(*given, OPTIONS[name])[0] for given in (half, [x.float() for x in half])]
+    assert plain.dtype == torch.bfloat16 and all(torch.equal(out, plain) for out in found)
+
+
+def test_packed():
+    packed = torch.cat(tensors(), -1)
+    assert torch.equal(call(packed, None, None, OPTIONS["all"])[0], call(*tensors(), OPTIONS["all"])[0])

@@ -45,6 +45,21 @@ def test_rows_may_be_heads_or_pixels(options):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [(), ("pair_mask", "bias", "relative", "cache")], ids=["plain", "options"])
+def test_packed(options):
+    """Queries, keys and values in one tensor have their gradient in one, and the same numbers."""
+    call = Call.of(Case(5, 24, options=options))
+    whole = torch.cat([call.leaves.pop(name) for name in "qkv"], -1).requires_grad_()
+    more = {name: x.requires_grad_() for name, x in call.leaves.items()} | call.rest
+    results = []
+    for given in ((whole, None, None), whole.chunk(3, -1)):
+        out, _ = kernels.temporal_attention(*given, call.heads, **more)
+        results.append((out, *torch.autograd.grad(out, [whole, *call.leaves.values()], call.grad)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    expected, _ = reference.temporal_attention(whole, None, None, call.heads, **more)
+    torch.testing.assert_close(results[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_repeats_to_the_bit():
     call = Call.of(Case(5, 40, options=FULL, pixels=1))
     one, other = call(), call()
@@ -145,6 +160,10 @@ def test_what_is_not_taken(monkeypatch):
         ("too much memory", lambda: attend(64, 128)),
         ("too much memory", lambda: attend(64, 256, torch.float16, relative_k=table, relative_v=table)),
         ("torch.float64", lambda: attend(dtype=torch.float64)),
+        (
+            "a clip is too large",
+            lambda: kernels.temporal_attention(*torch.empty(3, 1, 64, 2**20, 64, device="meta"), 1),
+        ),
         ("nothing in it", lambda: kernels.temporal_attention(*torch.randn(3, 0, 4, 2, 8), 1)),
         (
             "wants a gradient",

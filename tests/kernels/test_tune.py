@@ -11,7 +11,7 @@ from vidlose.recipes.runtime import cache_folder
 
 pytest.importorskip("triton")
 CARD, META = torch.device("cuda", 0), torch.device("meta")  # tensors of no memory
-BEST = Setting(4, 8, False)
+BEST, SHIFTED = Setting(4, 8, False), Setting(2, 4, False)
 BF16 = torch.bfloat16
 
 
@@ -39,6 +39,8 @@ def measure(best=BEST, **more):
         setting, kernel = call.keywords["setting"], call.func.__name__
         if setting.rows == 8 and setting.warps == 8:
             raise OutOfResources(2**18, 2**16, "shared memory")
+        if "shift" in call.keywords:
+            return 1.0 if setting == SHIFTED else 2.0
         return 1.0 if kernel == "forward" and setting == best else 2.0 - 0.01 * (setting == best)
 
     return tune.measure(META, timer=timer, **more)
@@ -49,9 +51,10 @@ def test_a_launch_takes_what_was_fastest():
     told = []
     path = measure(report=lambda *of: told.append(of))
     assert path == cache_folder() / "kernels-A-Card-80GB-3.9.0.json"
-    assert {key for key, *_ in told} == {f"{x} 16 {d}" for x in ("forward", "backward") for d in tune.WIDTHS}
+    assert {key for key, *_ in told} == {f"{x} 16 {d}" for x in ("forward", "shifted", "backward") for d in tune.WIDTHS}
     assert ("forward 16 80", BEST, 1.0) in told and not any(setting[:2] == (8, 8) for _, setting, _ in told)
     assert taken() == taken(frames=13) == taken(dtype=torch.float16) == BEST
+    assert taken("shifted") == SHIFTED
     for other in (
         {"kernel": "backward"},  # half a percent is noise
         {"frames": 17},
@@ -64,6 +67,12 @@ def test_a_launch_takes_what_was_fastest():
         facts = {"frames": 16, "width": 80} | other
         wide = {"wide": facts.get("dtype") == torch.float32, "tables": facts.get("tables", False)}
         assert taken(**other) == rule(facts["frames"], facts["width"], **wide), other
+
+
+def test_windows_that_no_kernel_takes_are_not_timed():
+    told = []
+    measure(frames=(65,), report=lambda *of: told.append(of))
+    assert not told
 
 
 def test_other_measurements_stay_and_old_ones_go():

@@ -19,8 +19,8 @@ HAS_TRITON = find_spec("triton") is not None
 
 def temporal_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     *,
     key_mask: Tensor | None = None,
@@ -34,7 +34,9 @@ def temporal_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention over the frames of every pixel: q, k, v `[B F S C]` -> (`[B F S C]`, entropy).
 
-    Token order is `(b f) s c`, as a linear layer leaves it; any strides. C = heads * D.
+    Token order is `(b f) s c`, as a linear layer leaves it; any strides. C = heads * D. Without k and v, q is all three
+    side by side, `[B F S 3C]`, and so is its gradient, which then nothing has to join. Autocast's dtype, where it is
+    on, is taken here.
 
     key_mask: bool `[B F]` (or `[B F F]`, query by key), True where a key may be seen; a query that
         may see nothing gives 0.
@@ -50,9 +52,12 @@ def temporal_attention(
 
     Softmax is in fp32 at least. Raises ValueError on shapes that do not fit.
     """
-    batch, frames, _, width = q.shape
-    if k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"q, k, v differ in shape: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if k is None and v is None and q.shape[-1] % 3:
+        raise ValueError(f"{q.shape[-1]} channels do not split into queries, keys and values")
+    parts = reference.apart(q, k, v)
+    if not parts[0].shape == parts[1].shape == parts[2].shape:
+        raise ValueError(f"q, k, v differ in shape: {', '.join(str(tuple(part.shape)) for part in parts)}")
+    batch, frames, _, width = shape = parts[0].shape
     if width % heads:
         raise ValueError(f"{width} channels do not split into {heads} heads")
     if (q_cache is None) != (q_weight is None):
@@ -60,13 +65,15 @@ def temporal_attention(
     expected: dict[str, tuple[Tensor | None, set[tuple[int, ...]]]] = {
         "key_mask": (key_mask, {(batch, frames), (batch, frames, frames)}),
         "bias": (bias, {(heads, frames, frames)}),
-        "q_cache": (q_cache, {tuple(q.shape)}),
+        "q_cache": (q_cache, {tuple(shape)}),
         "q_weight": (q_weight, {(batch, frames)}),
         "shift": (shift, {(frames, 3 * width)}),
     }
     for name, (tensor, shapes) in expected.items():
         if tensor is not None and tuple(tensor.shape) not in shapes:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {' or '.join(map(str, sorted(shapes)))}")
+    if key_mask is not None and key_mask.dtype != torch.bool:
+        raise ValueError(f"key_mask is of {key_mask.dtype}, expected torch.bool")
     for name, table in (("relative_k", relative_k), ("relative_v", relative_v)):
         if table is not None and (table.shape[-1] != width // heads or table.shape[0] % 2 == 0):
             raise ValueError(f"{name} is {tuple(table.shape)}, expected (2R+1, {width // heads})")
@@ -75,7 +82,7 @@ def temporal_attention(
     if may_be_triton(q):
         from vidlose.kernels import ops
 
-        if _is_taken(ops.refusal_attention(q, k, v, heads, *tensors)):
+        if _is_taken(ops.refusal_attention(*parts, heads, *tensors)):
             return ops.temporal_attention(*given)
     return reference.temporal_attention(*given)
 
@@ -146,4 +153,6 @@ def _no_triton(device: torch.device) -> str | None:
         return None if interpreted else f"tensors are on the {device.type} device and TRITON_INTERPRET=1 is not set"
     if torch.version.cuda is None or torch.cuda.get_device_properties(device).major < 8:
         return "the card is not one of NVIDIA's of compute capability 8.0 or more"
-    return None
+    from vidlose.kernels.start import TROUBLE
+
+    return TROUBLE

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidlose.kernels import tune
+from vidlose.kernels.reference import apart
 from vidlose.kernels.tune import Setting
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # as triton.jit finds it below
@@ -379,8 +380,8 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 
 def forward(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None = None,
     bias: Tensor | None = None,
@@ -392,27 +393,27 @@ def forward(
     return_entropy: bool = False,
     setting: Setting | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q, k, v `[B F S C]` of channel stride 1 -> `[B F S C]`, entropy `[B*S heads]` fp32 or `[0]`.
+    """q, k, v `[B F S C]` of channel stride 1, or q of all three, -> `[B F S C]`, entropy `[B*S heads]` fp32 or `[0]`.
 
     table_k, table_v: `[2F-1 D]`, by distance j - i + F - 1, contiguous as bias and shift are. setting: the
     launch's, `tune.setting` if absent.
     """
+    q, k, v = apart(q, k, v)
     batch, frames, pixels, channels = q.shape
     out = empty(batch, frames, pixels, channels, like=q)
     entropy = empty(*((batch * pixels, heads) if return_entropy else (0,)), like=q, dtype=torch.float32)
     mask, mask_strides = _mask(key_mask, frames)
     tables = table_k is not None or table_v is not None
     plain = key_mask is None and bias is None and q_cache is None and not return_entropy
-    setting = setting or tune.setting(
-        "forward", frames, channels // heads, q.dtype, q.device, plain=plain, tables=tables
-    )
+    kernel, width = "forward" if shift is None else "shifted", channels // heads
+    setting = setting or tune.setting(kernel, frames, width, q.dtype, q.device, plain=plain, tables=tables)
     with torch.cuda.device_of(q):
         _forward[(_programs(batch * pixels, heads, setting),)](
             q, k, v, out, shift, q_cache, q_weight, bias, mask, table_k, table_v, entropy if return_entropy else None,
-            batch * pixels, pixels, frames, heads, (channels // heads) ** -0.5,
+            batch * pixels, pixels, frames, heads, width**-0.5,
             *_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(q_cache),
             *((0, 0) if q_weight is None else q_weight.stride()), *mask_strides,
-            **constants(frames, channels // heads, q.dtype, setting),
+            **constants(frames, width, q.dtype, setting),
         )  # fmt: skip
     return out, entropy
 
@@ -420,8 +421,8 @@ def forward(
 def backward(
     grad: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None = None,
     bias: Tensor | None = None,
@@ -431,7 +432,9 @@ def backward(
     wants_tables: bool = False,
     setting: Setting | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of q (as it entered the products), k, v; then fp32 of bias and both tables, `[0]` where not wanted."""
+    """Gradients of q (as it entered the products), k and v side by side, `[B F S 3C]`; then fp32 of bias and both
+    tables, `[0]` where not wanted."""
+    q, k, v = apart(q, k, v)
     batch, frames, pixels, channels = q.shape
     width = channels // heads
     tables = table_k is not None or table_v is not None
@@ -440,7 +443,8 @@ def backward(
     if wants_bias:
         setting = setting._replace(by_token=False)
     programs = _programs(batch * pixels, heads, setting)
-    dq, dk, dv = (empty(batch, frames, pixels, channels, like=q) for _ in range(3))
+    packed = empty(batch, frames, pixels, 3 * channels, like=q)
+    dq, dk, dv = packed.chunk(3, -1)
 
     def shares(wanted: bool, *shape: int) -> Tensor | None:
         return empty(programs, *shape, like=q, dtype=torch.float32) if wanted else None
@@ -458,9 +462,7 @@ def backward(
         )  # fmt: skip
     none = q.new_empty(0, dtype=torch.float32)
     return (
-        dq,
-        dk,
-        dv,
+        packed,
         none if d_bias is None else d_bias.unflatten(0, (-1, heads)).sum(0),
         *(none.clone() if share is None else share.sum(0) for share in (d_table_k, d_table_v)),
     )

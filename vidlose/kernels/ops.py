@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from vidlose.kernels import attention, diff
+from vidlose.kernels.reference import apart, working_dtype
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-REACH = 2**31  # of 32-bit offsets
+REACH = 2**31 - 2**12  # of 32-bit offsets; a program's last ones may point to nothing
 
 
 def refusal_attention(
@@ -27,23 +28,22 @@ def refusal_attention(
 ) -> str | None:
     """Why the kernel does not take it, if so."""
     batch, frames, pixels, channels = q.shape
-    width, dtype, tables = channels // heads, _dtype(q), relative_k is not None or relative_v is not None
+    width, dtype, tables = channels // heads, working_dtype(q), relative_k is not None or relative_v is not None
     held = attention.held(frames, width)
     size = f"{frames} frames of {width} channels a head"
     if frames > attention.MAX_FRAMES or width > attention.MAX_WIDTH:
         return f"{size} are more than {attention.MAX_FRAMES} of {attention.MAX_WIDTH}"
     if (tables and held > attention.MAX_HELD_TABLES) or (dtype == torch.float32 and held > attention.MAX_HELD_FP32):
         return f"{size} take too much memory of a processor"
-    if dtype not in DTYPES or not (dtype == _dtype(k) == _dtype(v)):
+    if dtype not in DTYPES or not (dtype == working_dtype(k) == working_dtype(v)):
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}"
     if q_weight is not None and q_weight.requires_grad:
         return "q_weight wants a gradient"
     leaves = (q, k, v, bias, relative_k, relative_v, q_cache, shift)
     if shift is not None and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
         return "a gradient is wanted behind a shift"
-    apart = max(pixels * channels, *(x.stride(1) for x in (q, k, v)))
-    if batch * pixels * heads >= REACH or frames * apart >= REACH:
-        return "frames lie too far apart"
+    if batch * pixels * heads >= REACH or 3 * frames * pixels * channels >= REACH:
+        return "a clip is too large"
     if q.numel() == 0:
         return "there is nothing in it"
     return None
@@ -64,8 +64,8 @@ def refusal_diff(pred: Tensor, target: Tensor, rows: Tensor) -> str | None:
 
 def temporal_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None,
     bias: Tensor | None,
@@ -76,13 +76,12 @@ def temporal_attention(
     shift: Tensor | None,
     return_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `vidlose.kernels.temporal_attention`. Autocast's dtype, where it is on, is taken here."""
-    frames, dtype = q.shape[1], _dtype(q)
-    q, k, v = (_readable(x, dtype) for x in (q, k, v))
+    """See `vidlose.kernels.temporal_attention`."""
+    frames, dtype = q.shape[1], working_dtype(q)
     out, entropy = _attention(
-        q,
-        k,
-        v,
+        _readable(q, dtype),
+        None if k is None else _readable(k, dtype),
+        None if v is None else _readable(v, dtype),
         heads,
         key_mask,
         None if bias is None else bias.contiguous(),
@@ -114,25 +113,17 @@ def diff_loss(
     return loss, energy
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product would make of x: autocast's dtype, where it is on, but of fp64."""
-    kind = x.device.type
-    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x.dtype
-    return torch.get_autocast_dtype(kind)
-
-
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In this dtype, channels side by side."""
+    """In this dtype, channels side by side, and frames within reach of each other."""
     x = x.to(dtype)
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 and x.shape[1] * x.stride(1) < REACH else x.contiguous()
 
 
-@torch.library.custom_op("vidlose::temporal_attention", mutates_args=())
+@torch.library.custom_op("vidlose::attention", mutates_args=())
 def _attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None,
     bias: Tensor | None,
@@ -148,16 +139,17 @@ def _attention(
 
 @_attention.register_fake
 def _(q, k, v, heads, key_mask, bias, table_k, table_v, q_cache, q_weight, shift, return_entropy):
+    q, _, _ = apart(q, k, v)
     rows = (q.shape[0] * q.shape[2], heads) if return_entropy else (0,)
     return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32)
 
 
-@torch.library.custom_op("vidlose::temporal_attention_backward", mutates_args=())
+@torch.library.custom_op("vidlose::attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None,
     bias: Tensor | None,
@@ -165,7 +157,7 @@ def _attention_backward(
     table_v: Tensor | None,
     wants_bias: bool,
     wants_tables: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return attention.backward(  # type: ignore[return-value]
         grad, q, k, v, heads, key_mask, bias, table_k, table_v, wants_bias, wants_tables
     )
@@ -174,8 +166,9 @@ def _attention_backward(
 @_attention_backward.register_fake
 def _(grad, q, k, v, heads, key_mask, bias, table_k, table_v, wants_bias, wants_tables):
     constants = ((bias, wants_bias), (table_k, wants_tables), (table_v, wants_tables))
+    batch, frames, pixels, channels = grad.shape
     return (
-        *(x.new_empty(x.shape) for x in (q, k, v)),
+        q.new_empty(batch, frames, pixels, 3 * channels),
         *(q.new_empty((0,) if x is None or not wanted else x.shape, dtype=torch.float32) for x, wanted in constants),
     )
 
@@ -189,23 +182,24 @@ def _keep(ctx, inputs, output) -> None:
 
 def _back(ctx, grad, _):
     q, k, v, key_mask, bias, table_k, table_v, q_cache, q_weight = ctx.saved_tensors
-    own = None
+    packed, own, d_cache = k is None, None, None
     if q_cache is not None:
+        q, k, v = apart(q, k, v)
         own = q_weight[:, :, None, None]
         q = (own * q + (1 - own) * q_cache).to(q.dtype)  # as the kernel had it
     wants = ctx.needs_input_grad
-    found = _attention_backward(
+    grads, *found = _attention_backward(
         _readable(grad, q.dtype), q, k, v, ctx.heads, key_mask, bias, table_k, table_v, wants[5], wants[6] or wants[7]
     )
-    dq, dk, dv = found[:3]
-    d_cache = None
     if own is not None:
+        dq = grads[..., : grad.shape[-1]]
         d_cache = ((1 - own) * dq).to(q.dtype) if wants[8] else None
-        dq = (own * dq).to(q.dtype)
+        dq.mul_(own)
     constants = (
         x.to(of.dtype) if wanted else None
-        for x, of, wanted in zip(found[3:], (bias, table_k, table_v), wants[5:8], strict=True)
+        for x, of, wanted in zip(found, (bias, table_k, table_v), wants[5:8], strict=True)
     )
+    dq, dk, dv = (grads, None, None) if packed else grads.chunk(3, -1)
     return dq, dk, dv, None, None, *constants, d_cache, None, None, None
 
 
@@ -232,9 +226,12 @@ def _keep_diff(ctx, inputs, output) -> None:
     ctx.save_for_backward(grad)
     ctx.dtypes, ctx.size = (pred.dtype, target.dtype), pred.shape[1] * pred.shape[3:].numel()
     ctx.mark_non_differentiable(energy, grad)
+    ctx.set_materialize_grads(False)  # zeros of their sizes
 
 
 def _back_diff(ctx, d_loss, *_):
+    if torch.is_grad_enabled():  # of `grad` no more is known than its numbers
+        raise RuntimeError("Triton's diff loss has no second derivative; that of VIDLOSE_KERNELS=eager has one")
     (grad,) = ctx.saved_tensors
     d_pred = grad * (d_loss / ctx.size)[:, None, None, None, None]
     first, second = ctx.dtypes

@@ -8,10 +8,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def apart(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, of which q alone may be all."""
+    if k is None and v is None:
+        q, k, v = q.chunk(3, -1)
+    if k is None or v is None:
+        raise ValueError("k and v go together")
+    return q, k, v
+
+
+def is_cast(x: Tensor) -> bool:
+    """Is autocast on where x lies?"""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product would make of x: autocast's dtype, where it is on, but of fp64."""
+    return torch.get_autocast_dtype(x.device.type) if is_cast(x) and x.dtype != torch.float64 else x.dtype
+
+
 def temporal_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     heads: int,
     key_mask: Tensor | None = None,
     bias: Tensor | None = None,
@@ -23,12 +42,18 @@ def temporal_attention(
     return_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """See `vidlose.kernels.temporal_attention`."""
+    q, k, v = apart(q, k, v)
+    tensors = (key_mask, bias, relative_k, relative_v, q_cache, q_weight, shift)
+    if is_cast(q):  # within, autocast would round the logits
+        q, k, v = (x.to(working_dtype(x)) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            return temporal_attention(q, k, v, heads, *tensors, return_entropy)
     batch, frames, pixels, width = q.shape
     if shift is not None:
         q, k, v = (x + part[:, None] for x, part in zip((q, k, v), shift.to(q.dtype).chunk(3, -1), strict=True))
     if q_cache is not None and q_weight is not None:
         own = q_weight.to(q.dtype)[:, :, None, None]
-        q = own * q + (1 - own) * q_cache
+        q = own * q + (1 - own) * q_cache.to(q.dtype)
 
     def split(tokens: Tensor) -> Tensor:
         return tokens.transpose(1, 2).reshape(batch * pixels, frames, heads, -1).transpose(1, 2)  # [B*S heads F D]
@@ -61,7 +86,7 @@ def temporal_attention(
         weights = weights.to(v.dtype)
         out = weights @ v
         if relative_v is not None:
-            out = out + torch.einsum("nhij,ijd->nhid", weights, relative_rows(frames, relative_v))
+            out = out + torch.einsum("nhij,ijd->nhid", weights, relative_rows(frames, relative_v).to(v.dtype))
     return out.transpose(1, 2).reshape(batch, pixels, frames, width).transpose(1, 2), entropy
 
 

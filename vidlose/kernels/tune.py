@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from vidlose.places import cache_folder
 
 WIDTHS = (40, 64, 80, 160)  # of heads: AnimateDiff's three levels, VideoCrafter's one
 BATCH, FRAME, HEADS = 2, 4096 * 320, 8  # clips, numbers in a frame: AnimateDiff's finest level at 512x512
+CACHE, HEAD_START = 2**28, 2_000_000  # bytes, more than any has; cycles, about a millisecond
 GAIN = 0.98  # of the rule's time: what takes more is noise
 
 
@@ -36,7 +38,11 @@ def padded(frames: int) -> int:
 
 
 def rule(frames: int, width: int, *, wide: bool = False, tables: bool = False) -> Setting:
-    """Without spills on any card; wide: fp32, tables: with relative positions."""
+    """wide: fp32, tables: with relative positions.
+
+    In 16 bits nothing spills on any card, but for tables beside heads of another width than 64, which no model has.
+    fp32 does where frames are many: its products are plain arithmetic, of registers.
+    """
     size = padded(frames)
     tokens = 64 // (1 + wide) // (1 + (width > 128))
     many = 32 * 128 if tables else 64 * 129
@@ -64,7 +70,8 @@ def setting(
     plain: bool = True,
     tables: bool = False,
 ) -> Setting:
-    """For a launch of "forward" or "backward"; width: of a head; tables: with relative positions.
+    """For a launch of "forward", "shifted" (forward, with positions: it holds twice the numbers in registers) or
+    "backward"; width: of a head; tables: with relative positions.
 
     plain: as `measure` has it, without anything that might take a program beyond the memory that it was seen to fit.
     """
@@ -83,7 +90,7 @@ def measure(
     timer: Callable[[Callable[[], Any]], float] | None = None,
     report: Callable[[str, Setting, float], None] = lambda *_: None,
 ) -> Path:
-    """Times the candidates for windows of so many frames, 64 at most, in bf16; remembers those that beat the rule.
+    """Times the candidates for windows of so many frames in bf16; remembers those that beat the rule.
 
     Minutes, most of them the compiler's. timer: a call -> its ms, the median of many; report: told of each, with
     what it is for. Returns the file, in which other measurements of this card stay. Raises OSError where the disk
@@ -93,19 +100,22 @@ def measure(
 
     from vidlose.kernels import attention
 
-    timer, found = timer or _milliseconds, dict(measured(device))
-    for length, width in product(frames, WIDTHS):
+    timer, found = timer or milliseconds, dict(measured(device))
+    for length, width in product((f for f in frames if f <= attention.MAX_FRAMES), WIDTHS):
         shape = (BATCH, length, FRAME // (HEADS * width), 3 * HEADS * width)
         q, k, v = torch.randn(shape, device=device, dtype=torch.bfloat16).chunk(3, -1)
+        positions = torch.zeros(length, 3 * HEADS * width, device=device, dtype=torch.bfloat16)
         calls: dict[str, Callable[..., Any]] = {
             "forward": partial(attention.forward, q, k, v, HEADS),
+            "shifted": partial(attention.forward, q, k, v, HEADS, shift=positions),
             "backward": partial(attention.backward, q, q, k, v, HEADS),
         }
         for kernel, call in calls.items():
             key, usual, times = _key(kernel, length, width), rule(length, width), {}
             for tried in dict.fromkeys((usual, *candidates(length))):
                 try:
-                    times[tried] = timer(partial(call, setting=tried))
+                    with torch.cuda.device_of(q):  # whose events the timer takes
+                        times[tried] = timer(partial(call, setting=tried))
                 except TritonError:  # more shared memory than the card has
                     continue
                 report(key, tried, times[tried])
@@ -157,7 +167,24 @@ def _versions(device: torch.device) -> tuple[str, str]:
     return torch.cuda.get_device_name(device), triton.__version__
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    from triton.testing import do_bench
+def milliseconds(call: Callable[[], Any], *, budget: float = 50) -> float:
+    """The median of the current card's own time, of 5 to 100 calls in about so many ms of it.
 
-    return do_bench(call, warmup=10, rep=50, return_mode="median")
+    It sleeps while the processor launches, or that would be measured for what takes a tenth of a millisecond; and
+    finds nothing of the call in its cache.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush = torch.empty(CACHE, dtype=torch.uint8, device="cuda")
+
+    def once() -> float:
+        flush.zero_()
+        torch.cuda._sleep(HEAD_START)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    once()  # compiles
+    often = budget / max(min(once() for _ in range(3)), 1e-3)
+    return median(once() for _ in range(round(min(max(often, 5), 100))))

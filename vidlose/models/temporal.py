@@ -68,6 +68,8 @@ class TemporalAttention(nn.Module):
         self.lends_query = False
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        if self.packed is not None and not self._is_packed(self.packed):
+            self.fuse(self.folds)
         shift = self._folded(x, context)
         if self.positions is not None and shift is None:
             x = x + self.positions[: context.frames, None].to(x.dtype)
@@ -119,6 +121,14 @@ class TemporalAttention(nn.Module):
         if self.packed is None or trains:
             return tuple(in_order(linear, x) for linear in linears)
         return in_order(partial(F.linear, weight=self.packed), x).chunk(3, dim=-1)
+
+    def _is_packed(self, packed: Tensor) -> bool:
+        """Do the weights lie there still? A copy's, a LoRA's and those of `assign=True` have memory of their own."""
+        if torch.compiler.is_compiling():  # where nothing has an address
+            return True
+        linears = (self.to_q, self.to_k, self.to_v)
+        parts = zip(linears, packed.chunk(3), strict=True)
+        return all(linear.weight.data_ptr() == part.data_ptr() for linear, part in parts)
 
     @torch.no_grad()
     def fuse(self, folds: bool | None = None) -> None:

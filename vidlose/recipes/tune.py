@@ -34,7 +34,7 @@ def tune(config: TuneConfig, report: Reporter) -> int:
     with runtime.memory_errors():
         model.ready(device, settled.torch_dtype)
     runtime.fuse(model.unet, device)  # as fifo runs it
-    if device.type == "cuda":
+    if device.type == "cuda" and kernels.may_be_triton(torch.empty(0, device=device)):
         report.say(f"kernels: {kernels.measure(device, frames=(settled.frames,))}")
     noise = SeededNoise(0, device)
     sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta)
