@@ -6,20 +6,23 @@ set -e
 runs=${1:-runs/builtin}
 here=$(dirname "$0")
 
-stage() {
+stage() { # NAME CONFIG OPTIONS...
     name=$1
-    shift
+    config=$2
+    shift 2
     if [ -e "$runs/$name/README.md" ]; then
         echo "$name: done"
     elif [ -e "$runs/$name/config.toml" ]; then
         vidlose finetune --resume "$runs/$name"
     else
-        vidlose finetune --config "$here/$name.toml" --cache "$runs/cache" -o "$runs/$name" "$@"
+        vidlose finetune --config "$here/$config.toml" --cache "$runs/cache" -o "$runs/$name" "$@"
     fi
 }
 
 mkdir -p "$runs"
-stage images
-stage images-longer --model "$runs/images/model"
-stage motion --model "$runs/images-longer/model"
+stage images images
+stage images-longer images-longer --model "$runs/images/model"
+stage images-last images-longer --model "$runs/images-longer/model" --steps 3300 --muon-rate 0.005 --learning-rate 3e-4
+[ -e "$runs/words" ] || python "$here/words.py" "$runs/images-last/model" "$runs/words"
+stage motion motion --model "$runs/words"
 python "$here/export_model.py" "$runs/motion/model" "$runs/motion/motion_module.safetensors"
