@@ -5,11 +5,11 @@ import time
 
 import torch
 
-from vidlose import checkpoints
+from vidlose import checkpoints, kernels
 from vidlose.config import FifoConfig, TuneConfig
 from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.errors import OutOfMemory
-from vidlose.kernels import tune as kernels
+from vidlose.kernels import tune as launches
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.places import cache_folder
@@ -35,7 +35,7 @@ def tune(config: TuneConfig, report: Reporter) -> int:
         model.ready(device, settled.torch_dtype)
     runtime.fuse(model.unet, device)  # as fifo runs it
     if device.type == "cuda" and kernels.may_be_triton(torch.empty(0, device=device)):
-        report.say(f"kernels: {kernels.measure(device, frames=(settled.frames,))}")
+        report.say(f"kernels: {launches.measure(device, frames=(settled.frames,))}")
     noise = SeededNoise(0, device)
     sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta)
     denoise = sampler.bind(model.condition("", "", settled.fps_condition))
