@@ -118,6 +118,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_yscale("log")
         if axis.lines:
             axis.legend(fontsize=7)
+        else:  # pictures have no attention between frames
+            axis.set_visible(False)
     part = part_of(path)
     with disk_errors(path):
         figure.savefig(part, format="png", dpi=100)
