@@ -133,7 +133,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Ways to make a long video, and what each of them makes of the options that nobody has set."""
 FOR_STRATEGY = {
-    "fifo": ("lookahead", "queue_start", "keep_warmup", "reuse_deep", "reuse_depth"),
+    "fifo": ("lookahead", "queue_start", "keep_warmup", "guidance_every", "reuse_deep", "reuse_depth"),
     "miga": ("guide_frames", "guides", "reflect", "reflect_threshold"),
 }
 """Options that one strategy alone has."""
@@ -214,7 +214,8 @@ class FifoConfig(SampleConfig):
             raise InputError("--query-attention and --no-query-base go with a --query-cache WEIGHT")
         for name in ("base_guidance", "guidance_clean"):
             between(self, name, -1000, 1000)
-        positive(self, "guidance_every", "base_steps", "reuse_deep", "reuse_depth", limit=1000)
+        positive(self, "guidance_every", "reuse_deep", "reuse_depth", limit=1000)
+        between(self, "base_steps", 2, 1000)
         for name in ("guidance_low", "guidance_high", "guidance_rescale"):
             between(self, name, 0, 1)
         if self.reuse_deep > 1 and (self.guidance_every > 1 or (self.guidance_low, self.guidance_high) != (0, 1)):
@@ -223,9 +224,15 @@ class FifoConfig(SampleConfig):
             raise InputError("--reuse-depth goes with --reuse-deep SWEEPS")
         if self.guidance_low > self.guidance_high:
             raise InputError(f"--guidance-low {self.guidance_low} is above --guidance-high {self.guidance_high}")
-        if self.base_guidance is not None and self.start is not None:
-            raise UsageError("--start leaves no base clip to sample: give it without --base-guidance")
+        for name in ("base_guidance", "base_steps"):
+            if getattr(self, name) is not None and self.start is not None:
+                raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name)}")
         self._check_strategy()
+        if self.settled()["refine"]:
+            if self.guidance_every > 1:
+                raise UsageError("--guidance-every counts blocks of a whole queue, and --refine ends it before")
+            if self.reseed_every:
+                raise UsageError("--reseed-every takes up what is shown, and with --refine that is long past")
         if self.state in ("", "-"):
             raise InputError(f"--state {self.state!r} is no file: give the name of one")
         if (self.prompt is None) == (self.prompt_schedule is None):

@@ -10,6 +10,7 @@ from tests.networks import WholeClips
 from vidlose.diffusion.denoiser import Condition, Denoiser
 from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.diffusion.schedule import NoiseSchedule
+from vidlose.errors import InputError
 from vidlose.longvideo import fifo
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.longvideo.reuse import DeepFeatures
@@ -72,3 +73,23 @@ def test_a_state_holds_them():
             queue.noise.generator.set_state(rng)
         frames.append(torch.cat(list(islice(queue, 12 - (cut or 0)))))
     assert all(torch.equal(frames[0][cut:], some) for cut, some in zip((4, 5, 6), frames[1:], strict=True))
+
+
+@torch.no_grad()
+def test_a_state_holds_only_what_is_wanted_again():
+    queue = queue_of(Deepened(), DeepFeatures(1, 2))
+    kept = []
+    for _ in range(6):
+        next(queue)
+        kept.append("deep.features" in queue.state())
+    assert kept == [False, True, False, True, False, True]  # the first frame needs no sweep
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spoil", [lambda x: x[:, 1:], lambda x: x.flatten(1), lambda x: x * float("nan")])
+def test_features_of_another_queue(spoil):
+    queue = queue_of(Deepened(), DeepFeatures(1, 3))
+    list(islice(queue, 2))
+    state = queue.state()
+    with pytest.raises(InputError, match="deep features are not those of its queue"):
+        queue.restore({**state, "deep.features": spoil(state["deep.features"])})

@@ -342,6 +342,7 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
         ["--no-lookahead", "--window-frames", "5", "-g", "1"],
         ["--emit", "denoised", "--keep-warmup", "--eta", "0"],
         ["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"],
+        ["--reuse-deep", "3", "--state-every", "2"],
         ["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"],
         ["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"],
         [*MIGA, "--tail", "coherent", "--guides", "head", "--frames", "24", "--reflect", "--reflect-threshold", "0"],

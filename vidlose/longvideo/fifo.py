@@ -78,6 +78,11 @@ def plan(
     begin, lead = pick(STARTS, start, "queue start"), frames // 2 if lookahead else 0
     out = ladder.floor if exit is None else exit
     rows = [row for row in range(out, ladder.top + 1) for _ in range(zigzag)]
+    if out > ladder.floor and len(rows) - zigzag < frames:
+        raise InputError(
+            f"{len(rows) - zigzag} frames are denoised before --refine, and a window has {frames}: "
+            "take more --partitions, or --zigzag 2"
+        )
     return Plan(
         top=ladder.top,
         exit=out,

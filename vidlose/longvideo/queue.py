@@ -181,7 +181,7 @@ class Queue(Slots, Iterator[Tensor]):
         self.memory = {name: x.to(self.memory[name]) for name, x in memory.items()}
         self.iteration, self.left = iteration, bool(left)
         if self.deep:
-            self.deep.restore(state)
+            self.deep.restore(state, self.latents)
 
     def _may_hold(self, latents: Tensor, levels: list[int]) -> bool:
         """Could these be the slots of this plan, some time on its way?"""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidlose.diffusion.denoiser import View
+from vidlose.errors import InputError
 from vidlose.models.unet import Deep
 
 
@@ -70,11 +71,18 @@ class DeepFeatures:
             self.features = torch.cat([self.features, *[self.features[:, -1:]] * count], dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        if self.features is None:
+        if self.features is None or self.age >= self.every:  # the next sweep computes them anew
             return {}
         return {"deep.features": self.features, "deep.age": torch.tensor(self.age)}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """What the slots of a state had; nothing, where nothing was kept."""
-        self.features = state.get("deep.features")
-        self.age = int(state.get("deep.age", torch.tensor(0)))
+    def restore(self, state: dict[str, Tensor], latents: Tensor) -> None:
+        """What the slots of a state had; nothing, where nothing was kept. latents: `[Q C h w]`, of those slots.
+
+        Raises InputError where features are of other slots, or no numbers.
+        """
+        self.features, self.age = state.get("deep.features"), 0
+        if self.features is not None:
+            if self.features.dim() != 5 or self.features.shape[1] != len(latents) or not self.features.isfinite().all():
+                raise InputError("its deep features are not those of its queue")
+            self.features = self.features.to(latents.device)
+            self.age = int(state.get("deep.age", torch.tensor(0)))

@@ -26,7 +26,7 @@ class Conditions:
         self.config, self.settled, self.model, self.sampler = config, settled, model, sampler
         self.picture = None if config.image is None else runtime.read_image(config.image, settled)
         self.seed: Tensor | None = None
-        self.denoise = lru_cache(maxsize=2)(self._denoise)  # time only moves forward
+        self.denoise = lru_cache(maxsize=8)(self._denoise)  # what is refined lags behind the queue by some prompts
 
     def of(self, prompt: str) -> Condition:
         """The condition of a prompt, with the picture as it is now; text alone where there is none yet."""
