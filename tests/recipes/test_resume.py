@@ -360,6 +360,41 @@ def test_every_kind_of_run_resumes_bit_by_bit(run, unbroken, on_event, interrupt
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), unbroken(*words))
 
 
+@pytest.mark.parametrize("how", ["signal", "crash"])
+def test_a_run_whose_first_frame_takes_long(run, unbroken, on_event, tmp_path, how):
+    """Most of a short refined video is computed before its first frame: it can be broken off on the way."""
+    words = [*RIVER, "--frames", "12", "--refine", "-o", "out.safetensors"]
+    sweeps: list[int] = []
+
+    def watch(event: Event) -> None:
+        if event.get("what") == "sweeps":
+            sweeps.append(event["done"])
+
+    def stop(event: Event) -> None:
+        if event.get("what") == "sweeps" and event["done"] == 10:
+            if how == "crash":
+                raise Crash
+            os.kill(os.getpid(), signal.SIGINT)
+
+    on_event(watch)
+    run(*words, "--overwrite")
+    whole = len(sweeps)
+    (tmp_path / "out.safetensors").unlink()
+    on_event(stop)
+    if how == "crash":
+        with pytest.raises(Crash):
+            run(*words, "--overwrite")
+    else:
+        lines = run(*words, "--overwrite", code=130)
+        assert "frames are safe; go on with: vidlose fifo --resume" in lines[-1]
+    assert facts(tmp_path / STATE)["position"]["kept"] <= 2
+    sweeps.clear()
+    on_event(watch)
+    run("fifo", "--resume", STATE)
+    assert len(sweeps) == whole - (8 if how == "crash" else 10)
+    assert np.array_equal(decoded(tmp_path / "out.safetensors"), unbroken(*words))
+
+
 @pytest.mark.parametrize(
     ("source", "tail"), [("text", "a storm"), ("file", "a storm over the sea, " * 20)], ids=["short text", "long file"]
 )

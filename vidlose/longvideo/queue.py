@@ -98,6 +98,7 @@ class Queue(Slots, Iterator[Tensor]):
         self.iteration = 0
         self.left = False  # the front block has left and waits to be dropped
         self.waiting = latents[:0]  # what has left, and was not given out yet
+        self.between: Callable[[], None] = lambda: None  # where one frame takes several sweeps, called between them
 
     @property
     def ended(self) -> bool:
@@ -114,8 +115,12 @@ class Queue(Slots, Iterator[Tensor]):
     def _leave(self) -> Tensor:
         """The next `[width C h w]` that are done."""
         front = slice(self.plan.lead, self.plan.lead + self.plan.width)
+        swept = False
         while self.left or self.levels[self.plan.lead] > self.plan.exit:
+            if swept:
+                self.between()
             self._advance()
+            swept = True
         block = self.latents[front]
         if self.plan.exit > self.sampler.ladder.floor:  # a further sweep would denoise it: it goes at once
             self._drop()

@@ -63,9 +63,22 @@ class Refine(Slots, Iterator[Tensor]):
         """Has everything been computed that is still to come?"""
         return self.ending is not None
 
+    @property
+    def between(self) -> Callable[[], None]:
+        """Called between the sweeps and the rounds that one frame takes, where `state` holds what there is."""
+        return self.source.between
+
+    @between.setter
+    def between(self, call: Callable[[], None]) -> None:
+        self.source.between = call
+
     @torch.no_grad()
     def __next__(self) -> Tensor:
+        worked = False
         while self.given >= self.done[-1] and self.ending is None:
+            if worked:
+                self.between()
+            worked = True
             if self._round():
                 self._drop()
             elif self.begin + len(self.levels) < self.total:

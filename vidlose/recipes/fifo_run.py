@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +24,10 @@ from vidlose.recipes.output import Nowhere, Output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 
+class Stopped(Exception):
+    """A signal came before the next frame was done."""
+
+
 @dataclass
 class Run:
     """The loop from the queue to the output, with states on the way: one follows only when its frames are safe."""
@@ -39,6 +44,7 @@ class Run:
     state_path: Path | None
     warmup: int
     position: Position
+    sweeps: int = 0  # that gave no frame
 
     @property
     def processes(self) -> Processes:
@@ -93,11 +99,16 @@ class Run:
         """Frames into the output until there are enough, or a signal ends an endless run."""
         if not self.position.written:
             self._save()  # from here on nothing that was computed is lost
+        self.stream.between = partial(self._between, output)
         total = self.config.frames or None
         while total is None or self.position.written < total:
             output.sink.check()
-            with self._keeping(output):
-                latents = next(self.stream)
+            try:
+                with self._keeping(output):
+                    latents = next(self.stream)
+            except Stopped:
+                self._stop(output)
+                return
             kept = self.position.emitted >= self.warmup
             self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
             if kept:
@@ -116,11 +127,22 @@ class Run:
             if stop:
                 self._stop(output)
                 return
-            since = self.position.written if kept else self.position.emitted
-            if self.signals.save or since % self.config.state_every == 0:
-                self.signals.save = False
-                output.cut()
-                self._save()
+            self._save_in_time(output, self.position.written if kept else self.position.emitted)
+
+    def _between(self, output: Output | Nowhere) -> None:
+        """The next frame takes a while: here, too, states are saved and signals heeded. Raises Stopped."""
+        self.sweeps += 1
+        self.report.progress("sweeps", self.sweeps, None)
+        if self.processes.any(self.signals.stop is not None):
+            raise Stopped
+        self._save_in_time(output, self.sweeps)
+
+    def _save_in_time(self, output: Output | Nowhere, since: int) -> None:
+        """A state, every so many frames or sweeps and where a signal asks for it."""
+        if self.signals.save or since % self.config.state_every == 0:
+            self.signals.save = False
+            output.cut()
+            self._save()
 
     @contextmanager
     def _keeping(self, output: Output | Nowhere) -> Iterator[None]:
