@@ -252,7 +252,7 @@ OPTIONS = [
     ([*FIFO, "--start", "x.mp4", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", {}),
     ([*FIFO, "--start", "x.mp4", "--base-steps", "4"], 2, "give it without --base-steps", {}),
     ([*FIFO, "--base-steps", "1"], 3, "--base-steps is 1; it must lie between 2 and 1000", {}),
-    ([*FIFO, "--refine", "--partitions", "1", "--window-frames", "16"], 3, "a window has 16: take more --partitions", {}),
+    ([*FIFO, "--refine", "--partitions", "1", "--window-frames", "16"], 3, "a window has 16: take more", {}),
     ([*FIFO, "--refine", "--guidance-every", "2"], 2, "--guidance-every counts blocks of a whole queue", {}),
     ([*FIFO, "--strategy", "miga", "--guidance-every", "2"], 3, "goes with --strategy fifo, not miga", {}),
     ([*FIFO, "--refine", "--reseed-every", "4"], 2, "--reseed-every takes up what is shown", {}),
