@@ -112,22 +112,18 @@ def through_pictures(model: VideoModel, old: TextEncoder, steps: int) -> None:
             lambda _module, _inputs, out: seen.append(F.layer_norm(out.mean((2, 3)), out.shape[1:2]))
         )
     draws = torch.Generator().manual_seed(SEED)
-    reader = training = None
+    reader = Reader(sum(module.proj_in.in_features for module in transformers))
+    training = Training("pictures", model.text_encoder, reader, 1e-3, steps)
     for _, batch in zip(range(steps), batches(16), strict=False):
         pictures = np.concatenate([scene.clip(SEED, index, 1)[0] for index in batch.indices])
-        latents = model.vae.encode(from_uint8(torch.from_numpy(pictures)))[:, :, None]
-        level = torch.randint(model.schedule.alpha.shape[0], (len(latents), 1), generator=draws)
-        alpha, sigma = (of[level].float().view(-1, 1, 1, 1, 1) for of in (model.schedule.alpha, model.schedule.sigma))
-        noisy = alpha * latents + sigma * torch.randn(latents.shape, generator=draws)
+        level = torch.randint(len(model.schedule.abar), (len(pictures), 1), generator=draws)
         with torch.no_grad():
+            latents = model.vae.encode(from_uint8(torch.from_numpy(pictures)))[:, :, None]
+            noisy = model.schedule.add_noise(latents, torch.randn(latents.shape, generator=draws), level)
             before = model.unet(noisy, level, old(batch.captions))
         seen.clear()
         after = model.unet(noisy, level, model.text_encoder(batch.captions))
-        features = torch.cat(seen, 1)
-        if reader is None or training is None:
-            reader = Reader(features.shape[1])
-            training = Training("pictures", model.text_encoder, reader, 1e-3, steps)
-        wanted, right = reader.loss(features, batch.choices)
+        wanted, right = reader.loss(torch.cat(seen, 1), batch.choices)
         training.step(0.03 * wanted, F.mse_loss(after, before), 10.0, right)
 
 

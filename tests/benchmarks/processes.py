@@ -1,4 +1,4 @@
-"""FIFO in several processes of one machine: what they send each other for a frame, and how they share the time.
+"""FIFO in several processes of one machine: what they send each other for a frame.
 
     torchrun --nproc-per-node 2 -m tests.benchmarks.processes [--sweeps N]
 
