@@ -224,10 +224,11 @@ class FifoConfig(SampleConfig):
             raise InputError("--reuse-depth goes with --reuse-deep SWEEPS")
         if self.guidance_low > self.guidance_high:
             raise InputError(f"--guidance-low {self.guidance_low} is above --guidance-high {self.guidance_high}")
-        for name in ("base_guidance", "base_steps"):
-            if getattr(self, name) is not None and self.start is not None:
-                raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name)}")
+        for name in ("base_guidance", "base_steps", "query_base"):
+            if (value := getattr(self, name)) not in (None, True) and self.start is not None:
+                raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name, value)}")
         self._check_strategy()
+        self._check_guidance()
         if self.settled()["refine"]:
             if self.guidance_every > 1:
                 raise UsageError("--guidance-every counts blocks of a whole queue, and --refine ends it before")
@@ -245,8 +246,24 @@ class FifoConfig(SampleConfig):
             for name in options:
                 value = getattr(self, name)
                 if strategy != self.strategy and value is not None and value != usual[name]:
-                    said = flag(name) if value is not False else flag(f"no_{name}")
-                    raise InputError(f"{said} goes with --strategy {strategy}, not {self.strategy}")
+                    raise InputError(f"{flag(name, value)} goes with --strategy {strategy}, not {self.strategy}")
+
+        chosen = self.settled()
+        if not chosen["reflect"] and self.reflect_threshold != usual["reflect_threshold"]:
+            raise InputError("--reflect-threshold goes with --reflect")
+        if not chosen["guide_frames"] and self.guides != usual["guides"]:
+            raise InputError(f"--guides {self.guides} goes with --guide-frames COUNT")
+
+    def _check_guidance(self) -> None:
+        """Raises InputError for an option of guidance where none is asked for."""
+        if self.guidance_scale != 1 or self.guidance_clean not in (None, 1):
+            return
+        none = {"guidance_low": 0, "guidance_high": 1, "guidance_every": 1}
+        if self.base_guidance in (None, 1):
+            none["guidance_rescale"] = 0
+        for name, usual in none.items():
+            if getattr(self, name) != usual:
+                raise InputError(f"{flag(name)} is of guidance, and --guidance-scale 1 is none")
 
     def settled(self) -> dict[str, Any]:
         """What the strategy makes of its options, those that were set included."""
@@ -646,9 +663,9 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         return asdict(self)
 
 
-def flag(name: str) -> str:
-    """A field's option: "guidance_scale" -> "--guidance-scale"."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, value: Any = None) -> str:
+    """A field's option: "guidance_scale" -> "--guidance-scale"; where it is off, "reflect" -> "--no-reflect"."""
+    return ("--no-" if value is False else "--") + name.replace("_", "-")
 
 
 def positive(config: Any, *names: str, limit: int = LIMIT) -> None:

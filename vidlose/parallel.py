@@ -27,6 +27,7 @@ class Processes:
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add up every tensor over the processes, in place."""
+        self.wait()  # gloo notices one that has died; NCCL, which sums on GPUs, would wait for it
         for tensor in tensors:
             self._reduce(tensor, dist.ReduceOp.SUM)
 

@@ -210,6 +210,10 @@ MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
         ([*FIFO, "--guides", "head"], "--guides goes with --strategy miga, not fifo"),
         ([*FIFO, "--reflect"], "--reflect goes with --strategy miga, not fifo"),
         ([*FIFO, "--reflect-threshold", "0.1"], "--reflect-threshold goes with --strategy miga, not fifo"),
+        ([*MIGA, "--no-reflect", "--reflect-threshold", "0.1"], "--reflect-threshold goes with --reflect"),
+        ([*MIGA, "--guide-frames", "0", "--guides", "head"], "--guides head goes with --guide-frames COUNT"),
+        ([*FIFO, "-g", "1", "--guidance-rescale", "0.7"], "--guidance-rescale is of guidance, and --guidance-scale 1"),
+        ([*FIFO, "-g", "1", "--guidance-clean", "1", "--guidance-every", "2"], "--guidance-every is of guidance, and"),
     ],
     ids=lambda value: " ".join(value[-2:])[:40] if isinstance(value, list) else "",
 )
@@ -251,6 +255,12 @@ OPTIONS = [
     ([*FIFO, "-m", "random:videocrafter-i2v"], 3, "makes a video of a picture: give one with --image", {}),
     ([*FIFO, "--start", "x.mp4", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", {}),
     ([*FIFO, "--start", "x.mp4", "--base-steps", "4"], 2, "give it without --base-steps", {}),
+    (
+        [*FIFO, "--start", "x.mp4", "--query-cache", "0.9", "--no-query-base"],
+        2,
+        "give it without --no-query-base",
+        {},
+    ),
     ([*FIFO, "--base-steps", "1"], 3, "--base-steps is 1; it must lie between 2 and 1000", {}),
     ([*FIFO, "--refine", "--partitions", "1", "--window-frames", "16"], 3, "a window has 16: take more", {}),
     ([*FIFO, "--refine", "--guidance-every", "2"], 2, "--guidance-every counts blocks of a whole queue", {}),

@@ -137,7 +137,10 @@ GROUPS = {
     ),
     "reflected": (
         [*MIGA, "--window-frames", "8", "--zigzag", "2", "--reflect-threshold", "0", "--frames", "8", "--seed", "6"],
-        {"reflect": ["--no-reflect"], "reflect_threshold": ["--reflect-threshold", "1"]},
+        {
+            "reflect": ["--no-reflect", "--reflect-threshold", "0.05"],
+            "reflect_threshold": ["--reflect-threshold", "1"],
+        },
     ),
     "cache": (
         ["--query-cache", "0.9"],

@@ -281,6 +281,18 @@ def test_a_video_goes_on_behind_its_end(stub):
 
 
 @torch.no_grad()
+def test_frames_that_nobody_sees_are_not_refined(stub):
+    """They go by as the queue gives them, and the video begins behind them."""
+    queue, source = preset(stub, eta=0.0), preset(stub, eta=0.0)
+    stream = Refine(queue, queue.denoise_at, 16, total=30)
+    for frame in itertools.islice(source, 12):
+        assert torch.equal(stream.skip(), frame)
+    assert not len(stream.latents)
+    behind = Refine(source, source.denoise_at, 16, total=30)
+    assert torch.equal(torch.cat(list(stream)), torch.cat(list(behind)))
+
+
+@torch.no_grad()
 def test_reflection_keeps_the_likest(stub):
     """Only slots from the judged block on change, and only for a better score."""
     queue = preset(stub, 4)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -345,7 +346,8 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
         ["--reuse-deep", "3", "--state-every", "2"],
         ["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"],
         ["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"],
-        [*MIGA, "--tail", "coherent", "--guides", "head", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
+        [*MIGA, "--tail", "coherent", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
+        [*MIGA, "--guide-frames", "3", "--guides", "head", "--window-frames", "12"],
     ],
     ids=" ".join,
 )
@@ -371,7 +373,7 @@ def test_a_run_whose_first_frame_takes_long(run, unbroken, on_event, tmp_path, h
             sweeps.append(event["done"])
 
     def stop(event: Event) -> None:
-        if event.get("what") == "sweeps" and event["done"] == 10:
+        if event.get("what") == "sweeps" and event["done"] == 6:
             if how == "crash":
                 raise Crash
             os.kill(os.getpid(), signal.SIGINT)
@@ -391,7 +393,7 @@ def test_a_run_whose_first_frame_takes_long(run, unbroken, on_event, tmp_path, h
     sweeps.clear()
     on_event(watch)
     run("fifo", "--resume", STATE)
-    assert len(sweeps) == whole - (8 if how == "crash" else 10)
+    assert len(sweeps) == whole - (4 if how == "crash" else 6)
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), unbroken(*words))
 
 
@@ -421,6 +423,19 @@ def test_a_start_clip_is_not_needed_again(run, unbroken, interrupt, tmp_path):
     interrupt(5, signal.SIGINT)
     run(*words, code=130)
     (tmp_path / "start.safetensors").unlink()
+    interrupt()
+    run("fifo", "--resume", STATE)
+    assert np.array_equal(decoded(tmp_path / "out.safetensors"), want)
+
+
+def test_a_picture_is_not_needed_again(run, unbroken, interrupt, tmp_path):
+    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "photo.png")
+    words = [*RIVER, "-m", "random:videocrafter-i2v", "--frames", "12", "-o", "out.safetensors"]
+    words += ["--image", str(tmp_path / "photo.png")]
+    want = unbroken(*words)
+    interrupt(5, signal.SIGINT)
+    run(*words, code=130)
+    (tmp_path / "photo.png").unlink()
     interrupt()
     run("fifo", "--resume", STATE)
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), want)

@@ -112,6 +112,10 @@ class Queue(Slots, Iterator[Tensor]):
         given, self.waiting = self.waiting[:1], self.waiting[1:]
         return given
 
+    def skip(self) -> Tensor:
+        """The next frame, which nobody will look at."""
+        return next(self)
+
     def _leave(self) -> Tensor:
         """The next `[width C h w]` that are done."""
         front = slice(self.plan.lead, self.plan.lead + self.plan.width)

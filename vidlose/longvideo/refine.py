@@ -96,6 +96,10 @@ class Refine(Slots, Iterator[Tensor]):
         self._drop()
         return frame
 
+    def skip(self) -> Tensor:
+        """A frame of the queue goes by as it is; the video begins behind it."""
+        return next(self.source)
+
     def _take(self) -> None:
         """One more frame from the source."""
         self.latents = torch.cat([self.latents, next(self.source)])

@@ -10,10 +10,10 @@ from vidlose.config import FifoConfig
 from vidlose.diffusion.denoiser import Condition, Denoise
 from vidlose.diffusion.sampling import Sampler
 from vidlose.errors import InputError
-from vidlose.recipes import runtime
 from vidlose.recipes.runtime import Settled
 
 SEED = "seed"  # in a state: the latent that the picture is of, [C h w]
+PICTURE = "picture"  # the pixels of one that is of no latent, [1 3 H W]
 
 
 class Conditions:
@@ -22,9 +22,11 @@ class Conditions:
     A new picture takes the place of the one before; it counts from the next step on.
     """
 
-    def __init__(self, config: FifoConfig, settled: Settled, model: VideoModel, sampler: Sampler) -> None:
+    def __init__(
+        self, config: FifoConfig, settled: Settled, model: VideoModel, sampler: Sampler, picture: Tensor | None
+    ) -> None:
         self.config, self.settled, self.model, self.sampler = config, settled, model, sampler
-        self.picture = None if config.image is None else runtime.read_image(config.image, settled)
+        self.picture = picture
         self.seed: Tensor | None = None
         self.denoise = lru_cache(maxsize=8)(self._denoise)  # what is refined lags behind the queue by some prompts
 
@@ -43,18 +45,24 @@ class Conditions:
         self.denoise.cache_clear()
 
     def state(self) -> dict[str, Tensor]:
-        """The seed, if the picture is of one."""
-        return {} if self.seed is None else {SEED: self.seed}
+        """The seed if the picture is of one, else the picture if there is one: its file may be gone by then."""
+        if self.seed is not None:
+            return {SEED: self.seed}
+        return {} if self.picture is None else {PICTURE: self.picture}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up `state`. Raises InputError where there is a seed too many, or too few, or of another shape."""
-        seed = state.get(SEED)
-        if seed is None and self.config.seed_frame:
-            raise InputError("the frame that its picture is of is missing")
+        """Take up `state`. Raises InputError where a picture is missing, or one too many, or of another shape."""
+        seed, picture = state.get(SEED), state.get(PICTURE)
+        if seed is None and (self.config.seed_frame or self.config.image is not None and picture is None):
+            raise InputError("the picture that its frames are drawn from is missing")
         if seed is not None:
             if not (self.config.seed_frame or self.config.reseed_every) or not seed.isfinite().all():
                 raise InputError("its picture is of a frame that cannot be")
             self.see(seed.to(self.model.device))
+        elif picture is not None:
+            if self.config.image is None or picture.shape != (1, 3, self.settled.height, self.settled.width):
+                raise InputError(f"its picture is {tuple(picture.shape)}, and this run's is another")
+            self.picture = picture
 
 
 def check_picture(config: FifoConfig, model: VideoModel) -> None:

@@ -65,6 +65,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         check_picture(config, model)
         plan = strategies.plan(config, ladder, settled.frames)
         given = None if config.start is None or saved else read_start(config.start, settled)
+        picture = None if config.image is None or saved else runtime.read_image(config.image, settled)
         model.ready(device, settled.torch_dtype)
         runtime.fuse(model.unet, device)
 
@@ -75,10 +76,10 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         warmup = 0 if config.keep_warmup else plan.warmup
         position = fifo_state.position_of(saved, config) if saved else Position()
 
-        conditions = Conditions(config, settled, model, sampler)
+        conditions = Conditions(config, settled, model, sampler, picture)
 
         def denoise_frame(frame: int) -> Denoise:
-            return conditions.denoise(timeline.at(frame - warmup - position.prompts_from))
+            return conditions.denoise(timeline.at(frame - position.prompts_from))
 
         if saved:  # what is in the queue comes from the state
             clip = torch.zeros(base_shape(model, settled), device=device)
@@ -98,7 +99,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         queue = Queue(
             plan,
             sampler,
-            lambda iteration: denoise_frame(plan.frame(iteration)),
+            lambda iteration: denoise_frame(plan.frame(iteration) - warmup),
             noise,
             fill(clip, plan, ladder, noise),
             memory=strategies.memory(config, clip, noise),
@@ -109,7 +110,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         )
         stream: Queue | Refine = queue
         if config.refine:
-            total = warmup + position.first + config.frames if config.frames else None
+            total = position.first + config.frames if config.frames else None
             stream = Refine(queue, denoise_frame, settled.frames, total=total, denoised=denoised)
         if saved:
             saved.restore(stream, conditions, noise)
@@ -155,12 +156,12 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         fps_condition=usual.fifo_fps_condition,
     )
     partitions = config.partitions or usual.partitions
-    windows = windows_of(partitions, config.lookahead)
-    if found := tuned.window_batch(tuned.key(model, settled, windows)):
-        windows = found
-    elif device.type == "cpu":
+    windows = None  # all of a sweep
+    if config.strategy == "fifo":  # what `vidlose tune` measures
+        windows = tuned.window_batch(tuned.key(model, settled, windows_of(partitions, config.lookahead)))
+    if windows is None and device.type == "cpu":
         width, height = model.latent_size(settled.width, settled.height)
-        windows = max(1, min(windows, CPU_BATCH // (2 * settled.frames * width * height)))
+        windows = max(1, CPU_BATCH // (2 * settled.frames * width * height))
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
     return replace(config, **decided, **config.settled()), settled

@@ -45,6 +45,7 @@ class Run:
     warmup: int
     position: Position
     sweeps: int = 0  # that gave no frame
+    safe: dict[str, Tensor] | None = None  # where all processes were, should one be lost
 
     @property
     def processes(self) -> Processes:
@@ -103,13 +104,13 @@ class Run:
         total = self.config.frames or None
         while total is None or self.position.written < total:
             output.sink.check()
+            kept = self.position.emitted >= self.warmup
             try:
                 with self._keeping(output):
-                    latents = next(self.stream)
+                    latents = next(self.stream) if kept else self.stream.skip()
             except Stopped:
                 self._stop(output)
                 return
-            kept = self.position.emitted >= self.warmup
             self.position = replace(self.position, emitted=self.position.emitted + 1, kept=self.position.kept + kept)
             if kept:
                 output.write(latents)
@@ -133,6 +134,7 @@ class Run:
         """The next frame takes a while: here, too, states are saved and signals heeded. Raises Stopped."""
         self.sweeps += 1
         self.report.progress("sweeps", self.sweeps, None)
+        self._remember()
         if self.processes.any(self.signals.stop is not None):
             raise Stopped
         self._save_in_time(output, self.sweeps)
@@ -147,13 +149,17 @@ class Run:
     @contextmanager
     def _keeping(self, output: Output | Nowhere) -> Iterator[None]:
         """What was before stays, where a process is lost on the way. Raises ProcessLost that says how to go on."""
-        before = self._tensors() if self.processes.count > 1 else None  # one by itself loses none
+        self._remember()
         try:
             yield
         except ProcessLost as lost:
             output.cut()
-            self._save(before)
+            self._save(self.safe)
             raise ProcessLost(f"{lost}: {self._safe()}") from lost
+
+    def _remember(self) -> None:
+        """What a lost process must not take along; one by itself loses none."""
+        self.safe = self._tensors() if self.processes.count > 1 else None
 
     def _stop(self, output: Output | Nowhere) -> None:
         """A signal came: an endless run ends here; another is made safe and says how to go on (Interrupted)."""
