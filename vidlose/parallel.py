@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +27,17 @@ class Processes:
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add up every tensor over the processes, in place."""
+        if self.count == 1:
+            return
         self.wait()  # gloo notices one that has died; NCCL, which sums on GPUs, would wait for it
-        for tensor in tensors:
-            self._reduce(tensor, dist.ReduceOp.SUM)
+        for some in messages(tensors):
+            if len(some) == 1 and some[0].is_contiguous():
+                self._reduce(some[0], dist.ReduceOp.SUM)
+                continue
+            flat = torch.cat([tensor.flatten() for tensor in some])
+            self._reduce(flat, dist.ReduceOp.SUM)
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def most(self, tensor: Tensor) -> Tensor:
         """The largest of every number over the processes."""
@@ -59,6 +67,22 @@ class Processes:
     def wait(self) -> None:
         """For the others to come here."""
         self.any(False)
+
+
+MESSAGE = 2**24
+"""Numbers that go out together: a sum of many small tensors is mostly waiting, and one of all takes their memory."""
+
+
+def messages(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type and device, in their order, as many as make up a message."""
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        some = alike.setdefault((tensor.dtype, tensor.device), [])
+        if some and sum(one.numel() for one in some) + tensor.numel() > MESSAGE:
+            yield some.copy()
+            some.clear()
+        some.append(tensor)
+    yield from alike.values()
 
 
 ALONE = Processes()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vidlose
+from vidlose import parallel
 from vidlose.cli import main
 from vidlose.diffusion.denoiser import Condition, Denoiser
 from vidlose.diffusion.sampling import Sampler, SeededNoise
@@ -114,6 +115,30 @@ def test_several_processes_are_one(stub, tmp_path):
         torch.multiprocessing.start_processes(sampled, given, nprocs=count, start_method="fork")
     one, *others = (load_file(file)["frames"] for file in sorted(tmp_path.iterdir()))
     assert len(one) == 30 and len(others) == 5 and all(torch.equal(one, other) for other in others)
+
+
+def summed(rank: int, port: str, path: Path) -> None:
+    """Sums over two processes of tensors of several types and layouts, in more than one message."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    parallel.MESSAGE = 30
+    ours = [torch.arange(12.0).reshape(1, 3, 2, 2).to(memory_format=torch.channels_last), torch.ones(5)]
+    ours += [torch.arange(40.0), torch.ones(3, dtype=torch.float64), torch.tensor(2.0), torch.arange(24.0)[::2]]
+    tensors = [tensor * (rank + 1) for tensor in ours]
+    join("cpu").sum(tensors)
+    same = all(torch.equal(tensor, 3 * one) for tensor, one in zip(tensors, ours, strict=True))
+    (path / str(rank)).write_text(str(same and tensors[0].is_contiguous(memory_format=torch.channels_last)))
+
+
+def test_sums_of_many_tensors(tmp_path):
+    torch.multiprocessing.start_processes(summed, (free_port(), tmp_path), nprocs=2, start_method="fork")
+    assert [file.read_text() for file in sorted(tmp_path.iterdir())] == ["True", "True"]
+
+
+def test_messages_are_of_one_kind_and_not_too_long(monkeypatch):
+    monkeypatch.setattr(parallel, "MESSAGE", 10)
+    tensors = [torch.zeros(4), torch.zeros(4).double(), torch.zeros(6), torch.zeros(1), torch.zeros(25), torch.zeros(2)]
+    sent = [[len(tensor) for tensor in some] for some in parallel.messages(tensors)]
+    assert sent == [[4, 6], [1], [25], [2], [4]]
 
 
 def test_a_process_that_dies_ends_the_run_and_nothing_is_lost(start, run, tmp_path):
