@@ -38,7 +38,7 @@ TRAINS = ("motion", "motion-lora", "spatial", "full")
 INITS = ("pretrained", "random")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 LR_SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
-LEVELS = ("shared", "independent", "diagonal")
+LEVELS = ("shared", "independent", "diagonal", "given")
 DENSITIES = ("uniform", "logit-normal")
 PREDICTIONS = ("eps", "v", "x0")
 EXPORTS = ("original", "diffusers", "lora", "none")
@@ -562,10 +562,10 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     """`vidlose finetune`. batch_size: samples of one process at once; a step takes accumulate of them.
 
     prediction: what the network is to say, None is as it does. train: which layers of `blocks` train. ema: decay of
-    the averaged weights, 0 is none. levels: noise levels within a clip, for this share of the clips, levels_share;
-    the others have one level. levels_density: how often each is drawn where they are not those of a queue, for
-    logit-normal by logit_mean and logit_std. held_out: clips kept from training, that every validate_every steps are
-    measured on. sample_every: 0 is never.
+    the averaged weights, 0 is none. levels: noise levels within a clip, kinds with commas that are drawn as often as
+    each other, for this share of the clips, levels_share; the others have one level. levels_density: how often each is
+    drawn where they are not those of a queue, for logit-normal by logit_mean and logit_std. held_out: clips kept from
+    training, that every validate_every steps are measured on. sample_every: 0 is never.
     """
 
     output: str | None = None
@@ -620,7 +620,6 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             ("init", INITS),
             ("optimizer", OPTIMIZERS),
             ("lr_schedule", LR_SCHEDULES),
-            ("levels", LEVELS),
             ("levels_density", DENSITIES),
             ("device", DEVICES),
             ("dtype", DTYPES),
@@ -629,6 +628,9 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
             choice(self, name, choices)
         if self.prediction is not None:
             choice(self, "prediction", PREDICTIONS)
+        for name in self.levels.split(","):
+            if name not in LEVELS:
+                raise InputError(f"unknown levels {name!r}; choose from {', '.join(LEVELS)}")
         for form in self.export:
             if form not in EXPORTS:
                 raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidlose.training.draws import draw, generator
-from vidlose.training.levels import diagonal, independent, logit_normal, mixture, shared
+from vidlose.training.levels import diagonal, given, independent, logit_normal, mixture, one_of, shared
 
 SHAPE = (4, 8, 2, 3)
 
@@ -34,6 +34,10 @@ def test_noise_is_standard_and_the_offset_is_shared_by_pixels():
 
 def levels_of(kind, count=400, frames=8):
     return torch.stack([kind(generator(0, i), frames, 1000) for i in range(count)])
+
+
+def shared_at(level):
+    return lambda generator, count, timesteps: torch.full((count,), level)
 
 
 def test_shared_and_independent():
@@ -69,6 +73,25 @@ def test_diagonal_draws_one_of_several_queues():
     steps = levels_of(diagonal(1, 4))[:, -2:].diff(dim=1)
     slow = (steps < 40).float().mean()
     assert 0.4 < slow < 0.6 and (steps > 1000 / 8).any()
+
+
+def test_given_frames_are_nearly_clean_and_the_others_alike():
+    found = levels_of(given(shared_at(900)), 1000)
+    clean = found < 200
+    assert (found[~clean] == 900).all() and found[clean].max() > 190
+    count = clean.sum(1)
+    assert count.min() == 1 and count.max() == 4  # half of 8
+    assert abs((count == 1).float().mean() - 0.625) < 0.05  # 1/2 alone, and 1 of 1..4 in the other half
+    assert (clean.float().mean(0) - clean.float().mean()).abs().max() < 0.06  # any of them
+    assert levels_of(given(shared_at(10)), 50).max() == 10  # never noisier for it
+    assert (levels_of(given(shared_at(900)), 50, frames=1) == 900).all()  # a picture is made of nothing
+
+
+def test_one_of_draws_each_as_often():
+    found = levels_of(one_of(diagonal(2), given(shared_at(900)), shared(shared_at(500))), 1500)
+    kinds = torch.stack([(found.diff(dim=1) >= 0).all(1) & (found[:, 0] < found[:, -1]), (found == 500).all(1)])
+    assert (kinds.float().mean(1) - 1 / 3).abs().max() < 0.05
+    assert torch.equal(levels_of(one_of(diagonal(2))), levels_of(diagonal(2)))
 
 
 def test_mixture_keeps_the_share():

@@ -153,9 +153,11 @@ class Plan:
         of = self.config
         density = {"uniform": levels.uniform, "logit-normal": levels.logit_normal(of.logit_mean, of.logit_std)}
         shared = levels.shared(density[of.levels_density])
-        chosen = {
+        kinds = {
             "shared": shared,
             "independent": levels.independent(density[of.levels_density]),
             "diagonal": levels.diagonal(*of.levels_partitions),
-        }[of.levels]
+            "given": levels.given(density[of.levels_density]),
+        }
+        chosen = levels.one_of(*(kinds[kind] for kind in of.levels.split(",")))
         return levels.mixture(chosen, shared, of.levels_share) if of.levels_share < 1 else chosen
