@@ -25,4 +25,5 @@ stage images-longer images-longer --model "$runs/images/model"
 stage images-last images-longer --model "$runs/images-longer/model" --steps 3300 --muon-rate 0.005 --learning-rate 3e-4
 [ -e "$runs/words" ] || python "$here/words.py" "$runs/images-last/model" "$runs/words"
 stage motion motion --model "$runs/words"
-python "$here/export_model.py" "$runs/motion/model" "$runs/motion/motion_module.safetensors"
+stage together together --model "$runs/motion/model" --motion-module "$runs/motion/motion_module.safetensors"
+python "$here/export_model.py" "$runs/together/model" "$runs/together/motion_module.safetensors"

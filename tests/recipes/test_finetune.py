@@ -737,6 +737,7 @@ def test_bad_options(refused, clips):
         (["--qk-norm"], "--qk-norm changes the network", 3),
         (["--loss", "l1"], "unknown loss 'l1'; choose from mse", 3),
         (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose from", 3),
+        (["--levels", "diagonal,all"], "unknown levels 'all'; choose from shared, independent, diagonal, given", 3),
         (["--block-lr", "left=2"], "unknown block in --block-lr 'left'", 3),
         (["--steps", "0"], "--steps is 0", 3),
         (["--steps", "many"], "--steps", 2),

@@ -70,3 +70,10 @@ def test_a_measurement_leaves_the_queue_as_it_was(vidlose, monkeypatch):
     code, out, err = vidlose("tune", *MODEL, "--sweeps", "1")
     assert code == 0 and int(out) in (1, 2, 4, 6) and "seconds a sweep" in err and "remembered in" in err
     assert len(queues) == 8 and tuned._path().exists()
+
+
+def test_a_model_of_pictures_is_measured_with_one(vidlose, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tune, "seconds", lambda queue, *_: seen.append(queue.sweep()) or 1.0)
+    code, out, err = vidlose("tune", *MODEL, "-m", "random:videocrafter-i2v", "--sweeps", "1")
+    assert (code, out) == (0, "1\n") and len(seen) == 8, err

@@ -156,15 +156,20 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
         fps_condition=usual.fifo_fps_condition,
     )
     partitions = config.partitions or usual.partitions
-    windows = None  # all of a sweep
-    if config.strategy == "fifo":  # what `vidlose tune` measures
-        windows = tuned.window_batch(tuned.key(model, settled, windows_of(partitions, config.lookahead)))
-    if windows is None and device.type == "cpu":
-        width, height = model.latent_size(settled.width, settled.height)
-        windows = max(1, CPU_BATCH // (2 * settled.frames * width * height))
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
-    decided |= {"partitions": partitions, "window_batch": config.window_batch or windows}
+    decided |= {"partitions": partitions}
+    decided |= {"window_batch": config.window_batch or window_batch(config, model, settled, partitions)}
     return replace(config, **decided, **config.settled()), settled
+
+
+def window_batch(config: FifoConfig, model: VideoModel, settled: Settled, partitions: int) -> int | None:
+    """Windows in a batch: as measured, as many as pay on a CPU, or all; None where their number changes (miga)."""
+    width, height = model.latent_size(settled.width, settled.height)
+    paying = max(1, CPU_BATCH // (2 * settled.frames * width * height)) if settled.device == "cpu" else None
+    if config.strategy != "fifo":
+        return paying
+    windows = windows_of(partitions, config.lookahead)
+    return tuned.window_batch(tuned.key(model, settled, windows)) or min(windows, paying or windows)
 
 
 def windows_of(partitions: int, lookahead: bool) -> int:

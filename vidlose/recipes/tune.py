@@ -26,7 +26,8 @@ def tune(config: TuneConfig, report: Reporter) -> int:
     runtime.settle_memory(device)
     model = checkpoints.load(config)
     said = {name: getattr(config, name) for name in vars(config).keys() - {"sweeps"}}
-    run, settled = resolve(FifoConfig(prompt="", seed=0, **said), model, device)
+    pictures = model.image_encoder is not None
+    run, settled = resolve(FifoConfig(prompt="", seed=0, seed_frame=pictures, **said), model, device)
     assert run.partitions
     windows = windows_of(run.partitions, run.lookahead)
     ladder = model.schedule.ladder("linspace", run.partitions * settled.frames)
@@ -38,7 +39,8 @@ def tune(config: TuneConfig, report: Reporter) -> int:
         report.say(f"kernels: {launches.measure(device, frames=(settled.frames,))}")
     noise = SeededNoise(0, device)
     sampler = Sampler(model.denoiser(), ladder, guidance=settled.guidance_scale, eta=settled.eta)
-    denoise = sampler.bind(model.condition("", "", settled.fps_condition))
+    grey = torch.zeros(1, 3, settled.height, settled.width) if pictures else None
+    denoise = sampler.bind(model.condition("", "", settled.fps_condition, grey))
     queue = Queue(
         plan, sampler, lambda _: denoise, noise, fill(noise(*base_shape(model, settled)), plan, ladder, noise)
     )
