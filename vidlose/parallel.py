@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,8 +30,9 @@ class Processes:
         """Add up every tensor over the processes, in place."""
         if self.count == 1:
             return
-        self.wait()  # gloo notices one that has died; NCCL, which sums on GPUs, would wait for it
         for some in messages(tensors):
+            if some[0].is_cuda:
+                self.wait()  # gloo notices one that has died; NCCL would wait for it
             if len(some) == 1 and some[0].is_contiguous():
                 self._reduce(some[0], dist.ReduceOp.SUM)
                 continue
@@ -98,5 +100,11 @@ def join(device: str) -> Processes:
     if not dist.is_initialized():
         # Both: gradients lie on the device, and sums of a few numbers on the CPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return Processes(dist.get_rank(), count)
+
+
+def _leave() -> None:
+    """Gloo's threads let go of the last sum a moment after it is done, and abort a Python that ends just then."""
+    dist.destroy_process_group()
+    time.sleep(0.2)
