@@ -240,14 +240,13 @@ class FifoConfig(SampleConfig):
             raise UsageError("give either a prompt with -p or a --prompt-schedule")
 
     def _check_strategy(self) -> None:
-        """Raises InputError for an option that the strategy does not have."""
+        """Raises InputError for an option that the strategy does not have, or of a part that is off."""
         usual = {knob.name: knob.default for knob in fields(self)} | STRATEGIES[self.strategy]
         for strategy, options in FOR_STRATEGY.items():
             for name in options:
                 value = getattr(self, name)
                 if strategy != self.strategy and value is not None and value != usual[name]:
                     raise InputError(f"{flag(name, value)} goes with --strategy {strategy}, not {self.strategy}")
-
         chosen = self.settled()
         if not chosen["reflect"] and self.reflect_threshold != usual["reflect_threshold"]:
             raise InputError("--reflect-threshold goes with --reflect")
@@ -629,11 +628,9 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         if self.prediction is not None:
             choice(self, "prediction", PREDICTIONS)
         for name in self.levels.split(","):
-            if name not in LEVELS:
-                raise InputError(f"unknown levels {name!r}; choose from {', '.join(LEVELS)}")
+            known("levels", name, LEVELS)
         for form in self.export:
-            if form not in EXPORTS:
-                raise InputError(f"unknown export {form!r}; choose from {', '.join(EXPORTS)}")
+            known("export", form, EXPORTS)
         positive(self, "steps", "batch_size", "accumulate", "learning_rate", "muon_rate", "lora_alpha")
         positive(self, "validate_every", "save_every", "keep")
         for name in ("beta1", "beta2"):
@@ -696,9 +693,12 @@ def no_zero_bytes(config: Any) -> None:
 
 
 def choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise InputError(f"unknown {name.replace('_', ' ')} {value!r}; choose from {', '.join(choices)}")
+    known(name.replace("_", " "), getattr(config, name), choices)
+
+
+def known(what: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise InputError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
 
 
 def restored(kind: type[C], values: Any) -> C:
@@ -760,8 +760,7 @@ class AnalyzeConfig:
         if not 3 <= self.window <= 512:
             raise InputError(f"--window is {self.window}; it must lie between 3 and 512")
         for group in self.metrics:
-            if group not in ANALYSES:
-                raise InputError(f"unknown group of metrics {group!r}; choose from {', '.join(ANALYSES)}")
+            known("group of metrics", group, ANALYSES)
         reports(self.output, ANALYSIS_REPORTS)
         self.conditions()
 

@@ -3,6 +3,7 @@
 import atexit
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -78,12 +79,14 @@ MESSAGE = 2**24
 def messages(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one type and device, in their order, as many as make up a message."""
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    numbers: Counter[tuple[torch.dtype, torch.device]] = Counter()
     for tensor in tensors:
-        some = alike.setdefault((tensor.dtype, tensor.device), [])
-        if some and sum(one.numel() for one in some) + tensor.numel() > MESSAGE:
-            yield some.copy()
-            some.clear()
-        some.append(tensor)
+        kind = tensor.dtype, tensor.device
+        if numbers[kind] and numbers[kind] + tensor.numel() > MESSAGE:
+            yield alike[kind]
+            alike[kind], numbers[kind] = [], 0
+        alike.setdefault(kind, []).append(tensor)
+        numbers[kind] += tensor.numel()
     yield from alike.values()
 
 

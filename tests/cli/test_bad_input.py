@@ -922,8 +922,9 @@ def test_facts_of_another_queue(refused, forged, fact):
         lambda held: held.update(position=torch.zeros(0, dtype=torch.int64)),
         lambda held: held.update(rng=torch.zeros(3, dtype=torch.uint8)),
         lambda held: held.update(rng=torch.zeros(3)),
+        lambda held: held.update(picture=torch.zeros(1, 3, 16, 16)),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_damaged_tensors(refused, forged, change):
     forged(tensors=change)

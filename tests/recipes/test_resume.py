@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,12 @@ import vidlose
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.cli import main
 from vidlose.cli.console import Console
+from vidlose.config import FifoConfig
+from vidlose.errors import InputError
 from vidlose.io.video import read_frames
 from vidlose.recipes import fifo as recipe
 from vidlose.recipes import fifo_state
+from vidlose.recipes.conditions import Conditions
 
 KILLS = int(os.environ.get("VIDLOSE_TEST_KILLS", "1"))
 SEED = int(os.environ.get("VIDLOSE_TEST_SEED", random.randrange(10**6)))
@@ -416,29 +420,39 @@ def test_a_prompt_schedule_is_part_of_the_state(run, unbroken, interrupt, tmp_pa
     assert not np.array_equal(got, unbroken(*RIVER, "--frames", "16", "-o", "out.safetensors"))
 
 
-def test_a_start_clip_is_not_needed_again(run, unbroken, interrupt, tmp_path):
-    save_file({"latents": torch.randn(4, 4, 2, 2)}, tmp_path / "start.safetensors")
-    words = [*RIVER, "--frames", "12", "-o", "out.safetensors", "--start", str(tmp_path / "start.safetensors")]
+@pytest.mark.parametrize("words", [["--start"], ["-m", "random:videocrafter-i2v", "--image"]], ids=" ".join)
+def test_a_start_or_a_picture_is_not_needed_again(run, unbroken, interrupt, tmp_path, words):
+    given = tmp_path / ("start.safetensors" if words == ["--start"] else "photo.png")
+    if words == ["--start"]:
+        save_file({"latents": torch.randn(4, 4, 2, 2)}, given)
+    else:
+        Image.new("RGB", (20, 20), (200, 30, 30)).save(given)
+    words = [*RIVER, "--frames", "12", "-o", "out.safetensors", *words, str(given)]
     want = unbroken(*words)
     interrupt(5, signal.SIGINT)
     run(*words, code=130)
-    (tmp_path / "start.safetensors").unlink()
+    given.unlink()
     interrupt()
     run("fifo", "--resume", STATE)
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), want)
 
 
-def test_a_picture_is_not_needed_again(run, unbroken, interrupt, tmp_path):
-    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "photo.png")
-    words = [*RIVER, "-m", "random:videocrafter-i2v", "--frames", "12", "-o", "out.safetensors"]
-    words += ["--image", str(tmp_path / "photo.png")]
-    want = unbroken(*words)
-    interrupt(5, signal.SIGINT)
-    run(*words, code=130)
-    (tmp_path / "photo.png").unlink()
-    interrupt()
-    run("fifo", "--resume", STATE)
-    assert np.array_equal(decoded(tmp_path / "out.safetensors"), want)
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, "is missing"),
+        ({"picture": torch.zeros(1, 3, 8, 9)}, "not that of such a run"),
+        ({"picture": torch.full((1, 3, 8, 8), torch.nan)}, "not that of such a run"),
+    ],
+    ids=["none", "shape", "nan"],
+)
+def test_a_picture_that_cannot_be(state, said):
+    size = SimpleNamespace(width=8, height=8)
+    conditions = Conditions(FifoConfig(prompt="x", image="photo.png"), size, None, None, None)
+    with pytest.raises(InputError, match=said):
+        conditions.restore(state)
+    conditions.restore({"picture": torch.ones(1, 3, 8, 8)})
+    assert conditions.state()["picture"].eq(1).all()
 
 
 @pytest.mark.parametrize("state", [STATE, "states/s.safetensors"])

@@ -60,8 +60,9 @@ class Conditions:
                 raise InputError("its picture is of a frame that cannot be")
             self.see(seed.to(self.model.device))
         elif picture is not None:
-            if self.config.image is None or picture.shape != (1, 3, self.settled.height, self.settled.width):
-                raise InputError(f"its picture is {tuple(picture.shape)}, and this run's is another")
+            size = (1, 3, self.settled.height, self.settled.width)
+            if self.config.image is None or picture.shape != size or not picture.isfinite().all():
+                raise InputError(f"its picture, {tuple(picture.shape)}, is not that of such a run")
             self.picture = picture
 
 

@@ -157,8 +157,8 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     )
     partitions = config.partitions or usual.partitions
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
-    decided |= {"partitions": partitions}
-    decided |= {"window_batch": config.window_batch or window_batch(config, model, settled, partitions)}
+    batch = config.window_batch or window_batch(config, model, settled, partitions)
+    decided |= {"partitions": partitions, "window_batch": batch}
     return replace(config, **decided, **config.settled()), settled
 
 
