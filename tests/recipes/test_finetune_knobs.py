@@ -130,7 +130,7 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "caption_dropout": ({}, 1.0),
     "noise_offset": ({}, 0.5),
     "zero_terminal_snr": ({"prediction": "v"}, True),
-    "levels": ({}, "independent,given"),
+    "levels": ({}, "first,given"),
     "levels_share": ({"levels": "independent"}, 0.0),
     "levels_partitions": ({"levels": "diagonal"}, [2]),
     "levels_density": ({}, "logit-normal"),

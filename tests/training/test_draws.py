@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidlose.training.draws import draw, generator
-from vidlose.training.levels import diagonal, given, independent, logit_normal, mixture, one_of, shared
+from vidlose.training.levels import diagonal, first, given, independent, logit_normal, mixture, one_of, shared
 
 SHAPE = (4, 8, 2, 3)
 
@@ -85,6 +85,13 @@ def test_given_frames_are_nearly_clean_and_the_others_alike():
     assert (clean.float().mean(0) - clean.float().mean()).abs().max() < 0.06  # any of them
     assert levels_of(given(shared_at(10)), 50).max() == 10  # never noisier for it
     assert (levels_of(given(shared_at(900)), 50, frames=1) == 900).all()  # a picture is made of nothing
+
+
+def test_first_is_the_only_frame_that_is_nearly_clean():
+    found = levels_of(first(shared_at(900)), 500)
+    assert (found[:, 1:] == 900).all()
+    assert found[:, 0].max() < 200 and found[:, 0].unique().numel() > 150
+    assert (levels_of(first(shared_at(900)), 50, frames=1) == 900).all()
 
 
 def test_one_of_draws_each_as_often():

@@ -158,6 +158,7 @@ class Plan:
             "independent": levels.independent(density[of.levels_density]),
             "diagonal": levels.diagonal(*of.levels_partitions),
             "given": levels.given(density[of.levels_density]),
+            "first": levels.first(density[of.levels_density]),
         }
         chosen = levels.one_of(*(kinds[kind] for kind in of.levels.split(",")))
         return levels.mixture(chosen, shared, of.levels_share) if of.levels_share < 1 else chosen

@@ -68,15 +68,25 @@ def given(density: Density = uniform) -> Levels:
     """
 
     def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
-        levels = density(generator, 1, timesteps).repeat(frames)
-        lone, count, noise = torch.rand(3, generator=generator).tolist()
+        lone, count = torch.rand(2, generator=generator).tolist()
         places = torch.randperm(frames, generator=generator)
-        if frames > 1:
-            places = places[: 1 if lone < 0.5 else 1 + int(count * (frames // 2))]
-            levels[places] = levels[places].clamp_max(int(noise * timesteps / 5))
-        return levels
+        places = places[: 1 if lone < 0.5 else 1 + int(count * (frames // 2))]
+        return _with_clean(places, density, generator, frames, timesteps)
 
     return draw
+
+
+def first(density: Density = uniform) -> Levels:
+    """The first frame nearly clean, as in `given`, the others at one level: a clip that goes on from a picture."""
+    return lambda generator, frames, timesteps: _with_clean(torch.tensor([0]), density, generator, frames, timesteps)
+
+
+def _with_clean(places: Tensor, density: Density, generator: Generator, frames: int, timesteps: int) -> Tensor:
+    levels = density(generator, 1, timesteps).repeat(frames)
+    noise = float(torch.rand((), generator=generator)) / 5
+    if frames > 1:
+        levels[places] = levels[places].clamp_max(int(noise * timesteps))
+    return levels
 
 
 def one_of(*kinds: Levels) -> Levels:
