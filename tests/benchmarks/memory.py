@@ -1,4 +1,5 @@
-"""FIFO's memory over a long run: resident size after frame 100 and at the end, whole program, mp4 output.
+"""FIFO over a long run: resident size after frame 100 and at the end, whole program, mp4 output, and whether its pace
+stays: the last tenth's seconds a frame over the second tenth's.
 
 python -m tests.benchmarks.memory [--frames 2000]
 """
@@ -8,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.benchmarks.rows import append
@@ -43,6 +45,7 @@ def main() -> None:
         "--frames",
     ]
     sizes: dict[int, float] = {}
+    times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, "-m", "vidlose", *words, str(frames)], cwd=folder, stderr=subprocess.PIPE
@@ -51,13 +54,23 @@ def main() -> None:
         for line in process.stderr:
             event = json.loads(line)
             if event["event"] == "frame" and event["i"] % 50 == 49:
-                sizes[event["i"] + 1] = resident(process.pid)
+                sizes[event["i"] + 1], times[event["i"] + 1] = resident(process.pid), time.monotonic()
         if process.wait():
             sys.exit(f"the run failed: {line.decode()}")
     before, last = sizes[100], sizes[max(sizes)]
     peak = max(size for at, size in sizes.items() if at > 100)
     growth = {"growth_at_end_percent": 100 * (last / before - 1), "growth_at_most_percent": 100 * (peak / before - 1)}
     append("memory", f"{frames} frames", mib_at_frame_100=before, mib_at_end=last, **growth)
+    marks = list(times)
+    tenth = len(marks) // 10
+    if tenth:
+        second, end = (pace(times, marks[a], marks[b]) for a, b in ((tenth - 1, 2 * tenth - 1), (-1 - tenth, -1)))
+        append("memory", f"{frames} frames", seconds_per_frame=end, last_tenth_over_second=end / second)
+
+
+def pace(times: dict[int, float], first: int, last: int) -> float:
+    """Seconds a frame from one frame to another."""
+    return (times[last] - times[first]) / (last - first)
 
 
 if __name__ == "__main__":
