@@ -149,6 +149,11 @@ def by_frame(out: Tensor, shape: Shape) -> Tensor:
     return out.unflatten(0, (shape.batch, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """One by itself is no copy."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def ours(packed: Tensor, shape: Shape) -> Tensor:
     return kernels.temporal_attention(packed, None, None, shape.heads)[0]
 
@@ -164,7 +169,7 @@ def sdpa(backend: SDPBackend) -> Attention:
     def attend(packed: Tensor, shape: Shape) -> Tensor:
         parts = zip(*(x.split(SEQUENCES) for x in by_sequence(packed, shape)), strict=True)
         with sdpa_kernel([backend]):
-            return by_frame(torch.cat([F.scaled_dot_product_attention(*part) for part in parts]), shape)
+            return by_frame(joined([F.scaled_dot_product_attention(*part) for part in parts]), shape)
 
     return attend
 
@@ -189,7 +194,7 @@ def xformers(packed: Tensor, shape: Shape) -> Tensor:
 
     tokens = packed.transpose(1, 2).flatten(0, 1).unflatten(-1, (3, shape.heads, -1))  # [B*S F 3 heads D]
     parts = zip(*(x.split(SEQUENCES) for x in tokens.unbind(2)), strict=True)
-    out = torch.cat([memory_efficient_attention(*part) for part in parts])
+    out = joined([memory_efficient_attention(*part) for part in parts])
     return out.unflatten(0, (shape.batch, -1)).transpose(1, 2).flatten(-2)
 
 
@@ -285,7 +290,6 @@ def motion_module(bench: Bench) -> None:
     heads = 2 if bench.smoke else 8
     module = TemporalTransformer(channels, heads, joint_norm=False, positions=32).to(bench.device, bench.dtype)
     x = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
     context = Context(frames=frames, rows=Rows(len(x)), embedding=x.new_empty(0), text=[])
 
     def diffusers() -> Callable[[Tensor], Tensor]:

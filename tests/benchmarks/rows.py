@@ -5,6 +5,9 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,34 @@ def machine(device: str) -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+@cache
 def commit() -> str:
-    words = ["git", "describe", "--always", "--dirty"]
+    """Of the program: rows that were appended since do not make it `-dirty`. Asked once, as it was at the start."""
     try:
-        said = subprocess.run(words, capture_output=True, text=True, cwd=FILE.parent).stdout.strip()
+        said = git("describe", "--always")
+        return said + "-dirty" * bool(git("status", "--porcelain", "--", ":/", f":(exclude){FILE.name}")) or "unknown"
     except OSError:  # no git here
-        said = ""
-    return said or "unknown"
+        return "unknown"
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=FILE.parent).stdout.strip()
+
+
+def versions(device: str) -> str:
+    """Of torch; where a card was measured, of all that had a part in it, and whether launches were tuned for it."""
+    if device != "cuda":
+        return str(torch.__version__)
+    import triton
+
+    from vidlose.kernels import tune
+
+    found = {"triton": triton.__version__, "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    for name in ("diffusers", "xformers"):
+        if find_spec(name):
+            found[name] = metadata.version(name)
+    tuned = ", launches tuned" if tune.measured(torch.device("cuda", 0)) else ""
+    return ", ".join([str(torch.__version__), *(f"{name} {version}" for name, version in found.items())]) + tuned
 
 
 def append(bench: str, case: str, *, device: str = "cpu", **metrics: Any) -> None:
@@ -39,7 +63,7 @@ def append(bench: str, case: str, *, device: str = "cpu", **metrics: Any) -> Non
     fresh = not FILE.exists()
     common = [
         machine(device),
-        str(torch.__version__),
+        versions(device),
         torch.get_num_threads(),
         commit(),
         f"{datetime.now(UTC):%Y-%m-%d}",

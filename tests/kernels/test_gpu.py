@@ -39,7 +39,8 @@ def guarded(monkeypatch):
 
 
 def room_for(gib: int) -> None:
-    if torch.cuda.get_device_properties(0).total_memory < gib * 2**30:
+    """What is free: another process may be at work on the same card."""
+    if torch.cuda.mem_get_info()[0] < gib * 2**30:
         pytest.skip(f"needs {gib} GiB")
 
 
@@ -87,6 +88,7 @@ def test_more_sequences_than_16_bits_count(chosen, seen, monkeypatch):
     assert (grad[:, :, ends] - expected_grad).norm() < 3e-2 * expected_grad.norm()
 
 
+@pytest.mark.xdist_group("much memory")
 @pytest.mark.parametrize(("chosen", "batch"), [("triton", 64), ("eager", 20)])  # plain torch copies it again and again
 def test_more_elements_than_32_bits_count(chosen, batch, monkeypatch):
     room_for(75)
@@ -216,7 +218,7 @@ def test_autocast_and_compile_and_checkpointing(dtype):
     def loss(x: Tensor) -> Tensor:
         out, _ = kernels.temporal_attention(*layer(x).chunk(3, -1), 8)
         assert out.dtype == dtype
-        return out.float().square().mean()
+        return out.float().square().sum()  # a mean's gradients would be nothing in fp16
 
     with torch.autocast("cuda", dtype=dtype):
         plain = torch.autograd.grad(loss(x), layer.weight)[0]

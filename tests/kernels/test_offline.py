@@ -13,7 +13,7 @@ from vidlose.kernels.build import ARCHITECTURES, EXTRAS, TABLE, Case, report
 triton = pytest.importorskip("triton")
 SHARED = 99 * 1024  # of compute capability 8.6, the least
 NEW = tuple(int(x) for x in triton.__version__.split(".")[:2]) >= (3, 9)
-ALSO = ((64, 40), (64, 160)) if NEW else ()  # where registers are scarce
+ALSO = ((32, 160), (64, 40), (64, 160)) if NEW else ()  # where registers are scarce
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="compilers for Linux on x86 only")

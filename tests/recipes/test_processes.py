@@ -149,8 +149,18 @@ def test_a_process_that_dies_ends_the_run_and_nothing_is_lost(start, run, tmp_pa
             break
     code, _, err = ends(torn)[0]
     assert code == 1 and "another of the 2 processes is gone: " in err and "frames are safe; go on with: " in err, err
+    torn = start(3, *RUN, "-o", "headless.safetensors", "--state-every", "2", "--json")
+    for line in torn[0].stderr:
+        if b'"i": 4' in line:
+            torn[0].kill()
+            break
+    for code, _, err in ends(torn)[1:]:  # what the first one knew is as old as its last state
+        assert code == 1 and "another of the 3 processes is gone: should it be the first, go on with" in err, err
+        assert "are safe" not in err
     (code, out, _), other = ends(start(2, *RUN, "-o", "whole.safetensors"))
     assert (code, out) == (0, "whole.safetensors\n") and other == (0, "", "")  # only the first one speaks
-    run("fifo", "--resume", "torn.fifo.safetensors")
-    whole, resumed = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in ("whole", "torn"))
-    assert len(whole) == 12 and torch.equal(whole, resumed)
+    whole = load_file(tmp_path / "whole.safetensors")["latents"]
+    assert len(whole) == 12
+    for name in ("torn", "headless"):
+        run("fifo", "--resume", f"{name}.fifo.safetensors")
+        assert torch.equal(whole, load_file(tmp_path / f"{name}.safetensors")["latents"]), name

@@ -3,6 +3,7 @@
 A layer is a module with `forward(x, context)` on `x` `[(B F) C H W]`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -171,5 +172,5 @@ def sinusoid(number: Tensor, channels: int) -> Tensor:
     """`[N]` -> fp32 `[N C]`, cosines first, then sines, frequencies 10000^(-i/(C/2))."""
     half = channels // 2
     index = torch.arange(half, dtype=torch.float32, device=number.device)
-    angle = number.float()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * index / half)
+    angle = number.float()[:, None] * torch.exp(-math.log(10000.0) * index / half)
     return torch.cat([angle.cos(), angle.sin()], dim=1)

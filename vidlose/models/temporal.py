@@ -59,7 +59,9 @@ class TemporalAttention(nn.Module):
         self.relative_k = None if table is None else nn.Parameter(table)
         self.relative_v = None if table is None else nn.Parameter(table.clone())
         self.qk_norm: QKNorm | None = None
-        self.packed: Tensor | None = None  # [3C C], what the three weights are views of while fused
+        # [3C C], what the three weights are views of while fused. A buffer: CUDA graphs copy other tensors they read.
+        self.packed: Tensor | None
+        self.register_buffer("packed", None, persistent=False)
         self.folds: bool | None = None  # see `fuse`
         # Weighted Q-caches, set by the network: its name in the block, and who lends its query. A list hides that from
         # the module tree.
@@ -84,7 +86,7 @@ class TemporalAttention(nn.Module):
             if self.query_source:
                 lent, since = context.query_cache[self.query_source[0]]
                 cached = context.rows.now(lent.flatten(0, 1), since).unflatten(0, q.shape[:2])
-                own = q.new_full(q.shape[:2], 1 - context.query_weight)
+                own = q.new_full(q.shape[:2], 1 - context.query_weight, dtype=torch.float32)
             if self.lends_query:
                 context.query_cache[self] = q, len(context.rows)
         out, _ = kernels.temporal_attention(
@@ -138,7 +140,7 @@ class TemporalAttention(nn.Module):
             None: where Triton runs. Plain torch would pass three times over what is then three times as wide (on a
             processor the whole layer took 6 % longer at 320 channels, 2 % at more).
         The norm before stays whole: its scale and offset come in with the one pass that it is anyway. Folded too, they
-        would save none and want weights of their own (on a processor, a norm without them took twice the time).
+        would save none and want weights of their own.
 
         LoRAs and reparametrisations come off before (ValueError), and go on again after `unfuse` only.
         """

@@ -22,6 +22,7 @@ from vidlose.recipes.conditions import Conditions
 from vidlose.recipes.fifo_state import Position
 from vidlose.recipes.output import Nowhere, Output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
+from vidlose.recipes.work import AtOnce, Beside
 
 
 class Stopped(Exception):
@@ -65,7 +66,7 @@ class Run:
             self._save()  # with every frame in it: a crash from here on finds all of them
             output.close()
         except BaseException:
-            output.sink.abort()
+            output.abort()
             raise
         seconds = time.monotonic() - began
         result = {
@@ -94,6 +95,7 @@ class Run:
             segmented=True,
             first_frame=self.position.written,
             decode_batch=self.config.decode_batch,
+            work=Beside(self.model.device) if self.model.device.type == "cuda" else AtOnce(),
         )
 
     def _fill(self, output: Output | Nowhere) -> None:
@@ -153,6 +155,8 @@ class Run:
         try:
             yield
         except ProcessLost as lost:
+            if not self.processes.first:
+                raise ProcessLost(f"{lost}: should it be the first, go on with the state that it saved last") from lost
             output.cut()
             self._save(self.safe)
             raise ProcessLost(f"{lost}: {self._safe()}") from lost

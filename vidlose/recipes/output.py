@@ -1,6 +1,7 @@
 """From latents to what the user asked for: decoded frames in a video, a folder or a pipe, or the latents."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from vidlose.io.segments import check_file, check_target, open_sink
 from vidlose.io.video import Ffmpeg, Sink
 from vidlose.models.autoencoder import to_uint8
 from vidlose.recipes.runtime import Reporter, Settled, card_path
+from vidlose.recipes.work import AtOnce, Work
 
 
 def check_output(config: SampleConfig) -> None:
@@ -63,7 +65,7 @@ class Nowhere:
 class Output:
     """A sink that takes latents; counts what it has been given.
 
-    segmented: a file is written in segments that survive a kill (see io.segments).
+    segmented: a file is written in segments that survive a kill (see io.segments). work: who decodes and writes.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Output:
         segmented: bool,
         first_frame: int = 0,
         decode_batch: int = 8,
+        work: Work | None = None,
     ) -> None:
         target = config.output or ""
+        self._work = work or AtOnce()
         self._vae = model.vae
         self._batch = decode_batch
         self._waiting: list[Tensor] = []
@@ -103,9 +107,29 @@ class Output:
         if self.sink.notice:
             report.say(self.sink.notice)
 
-    @torch.no_grad()
     def write(self, latents: Tensor) -> None:
-        """Latents `[N C h w]`, in order; decoded in small batches. Raises NonFinite."""
+        """Latents `[N C h w]`, in order; decoded in small batches. Raises NonFinite, which may be of those before."""
+        self._work.do(partial(self._take, latents))
+
+    def cut(self) -> None:
+        """Everything written so far is on disk when this returns, where the sink can promise it."""
+        self._work.do(partial(self._decode, 1))
+        self._work.finish()
+        self.sink.cut()
+
+    def close(self) -> None:
+        self.cut()
+        self.sink.close()
+        self._work.abandon()
+
+    def abort(self) -> None:
+        """Gives up what no cut has made safe."""
+        self._work.abandon(wait=0)
+        self.sink.abort()  # ends a write that nobody reads
+        self._work.abandon()
+
+    @torch.no_grad()
+    def _take(self, latents: Tensor) -> None:
         if not latents.isfinite().all():
             raise NonFinite(
                 "the latents hold NaN or infinity; try --dtype fp32, a lower --guidance-scale or other weights"
@@ -115,21 +139,12 @@ class Output:
                 self.sink.write(latent)
             return
         self._waiting += latents.unbind(0)
-        while len(self._waiting) >= self._batch:
-            self._decode(self._batch)
-
-    def _decode(self, count: int) -> None:
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        for frame in to_uint8(self._vae.decode(torch.stack(batch))).numpy():
-            self.sink.write(frame)
+        self._decode(self._batch)
 
     @torch.no_grad()
-    def cut(self) -> None:
-        """Everything written so far is on disk when this returns, where the sink can promise it."""
-        if self._waiting:
-            self._decode(len(self._waiting))
-        self.sink.cut()
-
-    def close(self) -> None:
-        self.cut()
-        self.sink.close()
+    def _decode(self, least: int) -> None:
+        """As long as so many wait."""
+        while len(self._waiting) >= least:
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            for frame in to_uint8(self._vae.decode(torch.stack(batch))).numpy():
+                self.sink.write(frame)

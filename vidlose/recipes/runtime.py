@@ -108,7 +108,7 @@ def dtype(name: str, device: torch.device) -> str:
         return name
     if device.type == "cpu":
         return "fp32"
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cuda" and has_bf16(device) else "fp16"
 
 
 def seed(given: int | None) -> int:
