@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two processes of one thread each: small tensors gain nothing from more threads, and threads that share cores lose.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-full check style bench bench-gpu clean
+.PHONY: demo test test-full check kernels style bench bench-gpu clean
 
 demo: $(READY)  ## endless video from the built-in model, to out/demo.mp4, and its contact sheet
 	mkdir -p out
@@ -26,12 +26,18 @@ check: $(READY)  ## lint, types, tests; changes nothing
 	$(BIN)/mypy vidlose
 	$(PYTEST)
 
+kernels: $(READY)  ## faults put into them by hand, their benchmarks on nothing, another Triton: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kernels.mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.gpu --smoke steps module diff
+	tests/kernels/other_triton.sh
+
 style: $(READY)  ## fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## measure; rows are appended to tests/benchmarks/results.csv
 	$(BIN)/python -m tests.benchmarks.fifo
+	$(BIN)/python -m tests.benchmarks.first_frame
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.world
 	$(BIN)/python -m tests.benchmarks.autoencoder

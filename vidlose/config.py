@@ -133,7 +133,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Ways to make a long video, and what each of them makes of the options that nobody has set."""
 FOR_STRATEGY = {
-    "fifo": ("lookahead", "queue_start", "keep_warmup", "guidance_every", "reuse_deep", "reuse_depth"),
+    "fifo": ("lookahead", "queue_start", "warmup", "guidance_every", "reuse_deep", "reuse_depth"),
     "miga": ("guide_frames", "guides", "reflect", "reflect_threshold"),
 }
 """Options that one strategy alone has."""
@@ -146,7 +146,8 @@ class FifoConfig(SampleConfig):
     zigzag: frames that share a noise level. guide_frames: of a window's frames, those from far in front of it.
     reflect: draw blocks anew that are unlike those before them, by more than reflect_threshold. refine: a second stage
     at one level for all of a window. tail: what enters; reuse_noise: of so many frames of noise, again and again.
-    What is None of these is as STRATEGIES has it. base_guidance: of the base clip, base_steps: its levels, as many as
+    What is None of these is as STRATEGIES has it. warmup: frames that are left out at the start, where None those in
+    which the base clip stands still. base_guidance: of the base clip, base_steps: its levels, as many as
     the queue has where None; guidance_clean: of the cleanest frames of a queue, whose noisiest have guidance_scale;
     None is as that. guidance_low, guidance_high, guidance_rescale, guidance_every (blocks of as many levels as a window
     writes): see `diffusion.guidance.Guidance`. reuse_deep: sweeps that share deep features, reuse_depth: levels of the
@@ -162,7 +163,7 @@ class FifoConfig(SampleConfig):
     lookahead: bool = True
     queue_start: str = "reference"
     start: str | None = None
-    keep_warmup: bool = False
+    warmup: int | None = None
     emit: str = "reference"
     scale_aware: bool = True
     strategy: str = "fifo"
@@ -216,6 +217,7 @@ class FifoConfig(SampleConfig):
             between(self, name, -1000, 1000)
         positive(self, "guidance_every", "reuse_deep", "reuse_depth", limit=1000)
         between(self, "base_steps", 2, 1000)
+        between(self, "warmup", 0, 10**6)
         for name in ("guidance_low", "guidance_high", "guidance_rescale"):
             between(self, name, 0, 1)
         if self.reuse_deep > 1 and (self.guidance_every > 1 or (self.guidance_low, self.guidance_high) != (0, 1)):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -101,8 +102,10 @@ def join(device: str) -> Processes:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if not dist.is_initialized():
-        # Both: gradients lie on the device, and sums of a few numbers on the CPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        # Both: gradients lie on the device, and sums of a few numbers on the CPU. Who reads the video may pause, and
+        # with it the first process, for whom the others wait; one that has died is noticed at once all the same.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
         atexit.register(_leave)
     return Processes(dist.get_rank(), count)
 

@@ -20,7 +20,7 @@ SIDES: dict[str, list[str]] = {
     "--uniform-latents": ["--uniform-latents"],
     "--base-steps 16": ["--base-steps", "16"],
     "--uniform-latents --base-steps 16": ["--uniform-latents", "--base-steps", "16"],
-    "--keep-warmup": ["--keep-warmup"],
+    "--warmup 0": ["--warmup", "0"],
     "--no-lookahead": ["--no-lookahead"],
     "--partitions 1": ["--partitions", "1"],
 }

@@ -205,7 +205,7 @@ MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
         ([*FIFO, "--guidance-low", "0.6", "--guidance-high", "0.5"], "--guidance-low 0.6 is above --guidance-high 0.5"),
         ([*MIGA, "--no-lookahead"], "--no-lookahead goes with --strategy fifo, not miga"),
         ([*MIGA, "--uniform-latents"], "--queue-start goes with --strategy fifo, not miga"),
-        ([*MIGA, "--keep-warmup"], "--keep-warmup goes with --strategy fifo, not miga"),
+        ([*MIGA, "--warmup", "0"], "--warmup goes with --strategy fifo, not miga"),
         ([*FIFO, "--guide-frames", "4"], "--guide-frames goes with --strategy miga, not fifo"),
         ([*FIFO, "--guides", "head"], "--guides goes with --strategy miga, not fifo"),
         ([*FIFO, "--reflect"], "--reflect goes with --strategy miga, not fifo"),

@@ -105,7 +105,7 @@ ONLY_FIFO = {
     "window_frames": ["--window-frames", "6"],
     "lookahead": ["--no-lookahead"],
     "queue_start": ["--queue-start", "uniform"],
-    "keep_warmup": ["--keep-warmup"],
+    "warmup": ["--warmup", "0"],
     "emit": ["--emit", "denoised"],
     "prompt_schedule": ["--prompt-schedule", "0: a red ball | 1: a storm"],
     "reuse_deep": ["--reuse-deep", "2"],
@@ -147,7 +147,7 @@ GROUPS = {
         {"query_attention": ["--query-attention", "attn2"], "query_base": ["--no-query-base"]},
     ),
     "picture": (
-        ["-m", "random:videocrafter-i2v", "--image", "photo.png", "--keep-warmup"],
+        ["-m", "random:videocrafter-i2v", "--image", "photo.png", "--warmup", "0"],
         {"seed_frame": ["--seed-frame"], "reseed_every": ["--reseed-every", "1"]},
     ),
     "deep": (["--reuse-deep", "2"], {"reuse_depth": ["--reuse-depth", "2"]}),
@@ -287,7 +287,7 @@ def test_decode_batch(vidlose, monkeypatch):
 def test_start_begins_with_what_is_given(vidlose, latents, tmp_path):
     base = torch.randn(4, 4, 2, 2)
     save_file({"latents": base}, tmp_path / "base.safetensors")
-    words = [*TINY_FIFO, "-p", "x", "--keep-warmup"]
+    words = [*TINY_FIFO, "-p", "x", "--warmup", "0"]
     first = latents(*words, "--start", "base.safetensors")
     # The first frame to leave is base frame 0 with the lowest level's noise.
     assert (first[0] - base[0]).abs().max() < 0.2
@@ -461,7 +461,10 @@ def test_version_and_doctor(vidlose):
     code, out, _ = vidlose("doctor", "--json")
     found = json.loads(out)
     assert code == 0 and found["vidlose"] == __version__ and "libx264" in found["ffmpeg"]
-    assert str(torch.get_num_threads()) in vidlose("doctor")[1]
+    assert f"threads  {torch.get_num_threads()} of" in vidlose("doctor")[1]
+    device = runtime.device("auto")
+    assert found["bf16"].startswith("not") != runtime.has_bf16(device)
+    assert ("--dtype bf16" in found["bf16"]) == (device.type == "cpu" and runtime.has_bf16(device))
 
 
 def test_python_m_vidlose():

@@ -12,6 +12,7 @@ from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 from vidlose.models.unet import Deep, UNet
 
 FAMILIES = sorted(NETWORKS)
+EXACT = {"atol": 1e-12, "rtol": 0.0}  # in fp64: what is saved is work alone
 
 
 def small(family: str) -> UNet:
@@ -23,26 +24,26 @@ def small(family: str) -> UNet:
     return unet
 
 
-def inputs(family: str, batch: int = 2, frames: int = 4):
-    """Text of 82 rows, so that it holds an image's tokens where the family reads them."""
+def inputs(family: str, batch: int = 2, frames: int = 4, dtype: torch.dtype = torch.float32):
+    """Text of 82 rows, so that it holds an image's tokens where the family reads them; fp64 of numbers in fp32."""
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, 4, frames, 8, 16, generator=g)
+    x = torch.randn(batch, 4, frames, 8, 16, generator=g).to(dtype)
     timestep = torch.randint(0, 1000, (batch, frames), generator=g)
-    return x, timestep, torch.randn(batch, 82, NETWORKS[family].text_width, generator=g)
+    return x, timestep, torch.randn(batch, 82, NETWORKS[family].text_width, generator=g).to(dtype)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_text_per_sample_and_per_frame_agree(family):
-    unet = small(family)
-    x, timestep, text = inputs(family)
+    unet = small(family).double()
+    x, timestep, text = inputs(family, dtype=torch.float64)
     once = unet(x, timestep, text)
-    torch.testing.assert_close(unet(x, timestep, text.repeat_interleave(4, 0)), once, atol=2e-5, rtol=0)
+    torch.testing.assert_close(unet(x, timestep, text.repeat_interleave(4, 0)), once, **EXACT)
     torch.testing.assert_close(unet(x, timestep, unet.text_keys(text)), once, atol=0, rtol=0)
-    per_frame = torch.randn(8, *text.shape[1:])
+    per_frame = torch.randn(8, *text.shape[1:]).double()
     assert (unet(x, timestep, per_frame) - once).abs().max() > 1e-3
     with pytest.raises(ValueError, match="3 texts do not divide 2 clips of 4 frames"):
-        unet(x, timestep, torch.randn(3, *text.shape[1:]))
+        unet(x, timestep, per_frame[:3])
     with pytest.raises(ValueError, match=r"timestep is \(2,\), expected \(2, 4\)"):
         unet(x, timestep[:, 0], text)
 
@@ -50,11 +51,11 @@ def test_text_per_sample_and_per_frame_agree(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_batched_clips_do_not_see_each_other(family):
-    unet = small(family)
-    x, timestep, text = inputs(family)
+    unet = small(family).double()
+    x, timestep, text = inputs(family, dtype=torch.float64)
     both = unet(x, timestep, text)
     apart = torch.cat([unet(x[i : i + 1], timestep[i : i + 1], text[i : i + 1]) for i in (0, 1)])
-    torch.testing.assert_close(both, apart, atol=2e-5, rtol=0)
+    torch.testing.assert_close(both, apart, **EXACT)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,9 +155,9 @@ def test_sizes_that_do_not_halve():
     assert unet(torch.randn(1, 4, 2, 9, 13), torch.zeros(1, 2), torch.randn(1, 7, 32)).shape == (1, 4, 2, 9, 13)
 
 
-def queue_of_frames(family: str):
+def queue_of_frames(family: str, dtype: torch.dtype = torch.float32):
     """A queue of 9 frames, three windows of 4 that overlap by two, of which the last two frames are wanted."""
-    x, timestep, text = inputs(family, batch=1, frames=9)
+    x, timestep, text = inputs(family, batch=1, frames=9, dtype=dtype)
     windows = torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [5, 6, 7, 8]])
     keep = torch.tensor([2, 3, 6, 7, 8, 10, 11])
     return x, timestep, torch.cat([text, -text]), windows, keep
@@ -170,15 +171,16 @@ def test_windows_and_branches_equal_clips_one_by_one(family):
     if joint:
         torch.manual_seed(0)
         unet = UNet(replace(NETWORKS[family], joint_norm=True, motion_joint_norm=True)).eval()
-    x, timestep, text, windows, keep = queue_of_frames(family)
+    unet = unet.double()
+    x, timestep, text, windows, keep = queue_of_frames(family, torch.float64)
     found = unet(x, timestep, text, branches=2, windows=windows, keep=keep)
     assert found.shape == (2, 4, 7, 8, 16)
     for branch in range(2):
         said = text[branch : branch + 1]
         clips = [unet(x[:, :, window], timestep[:, window], said) for window in windows]
-        torch.testing.assert_close(found[branch : branch + 1], torch.cat(clips, 2)[:, :, keep], atol=3e-5, rtol=0)
+        torch.testing.assert_close(found[branch : branch + 1], torch.cat(clips, 2)[:, :, keep], **EXACT)
     two = unet(x, timestep, text, branches=2)
-    torch.testing.assert_close(two[:1], unet(x, timestep, text[:1]), atol=3e-5, rtol=0)
+    torch.testing.assert_close(two[:1], unet(x, timestep, text[:1]), **EXACT)
     with pytest.raises(ValueError, match="2 queues at once"):
         unet(torch.cat([x, x]), timestep.expand(2, -1), text, windows=windows, keep=keep)
 

@@ -199,10 +199,15 @@ def fifo(
         str,
         option("--queue-start", help="reference, or uniform as --uniform-latents.", panel="Queue"),
     ] = FifoConfig.queue_start,
-    keep_warmup: Annotated[
-        bool,
-        option("--keep-warmup", help="Keep the first frames, in which the base clip stands still.", panel="Queue"),
-    ] = FifoConfig.keep_warmup,
+    warmup: Annotated[
+        int | None,
+        option(
+            "--warmup",
+            help="Frames left out at the start; fewer, and the first comes sooner.",
+            panel="Queue",
+            show_default="those in which the base clip stands still",
+        ),
+    ] = FifoConfig.warmup,
     emit: Annotated[
         str,
         option(

@@ -73,7 +73,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         denoiser, base_denoiser = denoisers(config, model)
         sampler = Sampler(denoiser, ladder, guidance=guidance, eta=settled.eta, stepper=stepper)
         noise = SeededNoise(settled.seed, device)
-        warmup = 0 if config.keep_warmup else plan.warmup
+        warmup = plan.warmup if config.warmup is None else config.warmup
         position = fifo_state.position_of(saved, config) if saved else Position()
 
         conditions = Conditions(config, settled, model, sampler, picture)
