@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidlose.errors import ProcessLost
+from vidlose.errors import InputError, ProcessLost
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,15 @@ ALONE = Processes()
 
 
 def join(device: str) -> Processes:
-    """Meet the other processes where RANK and WORLD_SIZE say that there are some."""
+    """Meet the other processes where RANK and WORLD_SIZE say that there are some. InputError without a GPU for each."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         return ALONE
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        place, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if place >= there:
+            raise InputError(f"process {place} of this machine finds {there} GPUs: start as many as there are")
+        torch.cuda.set_device(place)
     if not dist.is_initialized():
         # Both: gradients lie on the device, and sums of a few numbers on the CPU. Who reads the video may pause, and
         # with it the first process, for whom the others wait; one that has died is noticed at once all the same.

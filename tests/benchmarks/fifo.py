@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.rows import append
-from tests.networks import WholeClips
 from vidlose.checkpoints import random
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser
@@ -28,6 +27,7 @@ from vidlose.models.unet import UNet
 from vidlose.recipes import runtime
 
 FRAMES, PARTITIONS = 16, 4
+SAVINGS = ("keys", "batch", "branches", "windows", "drop")
 
 
 def clock() -> float:
@@ -51,73 +51,74 @@ class Timed:
         return out
 
 
-class AsTheOriginal(WholeClips):
-    """One clip and one branch a call, text repeated for every frame, nothing kept between calls."""
+class Calls:
+    """A queue's windows, under both branches of guidance, in calls that save some of these things and not the others.
 
-    def __init__(self, network: UNet) -> None:
+    keys: the text's keys and values are computed once, and not for every frame of every call. batch: windows and
+    branches are one call. branches, windows: what they share is computed once, within a call. drop: frames that are
+    not wanted are not computed to the end. With none of them it is as the original does it.
+    """
+
+    def __init__(self, network: UNet, *saves: str) -> None:
         self.network = network
+        self.keys, self.batch, self.branches, self.windows, self.drop = (name in saves for name in SAVINGS)
 
-    def clips(self, x: Tensor, timestep: Tensor, text: Tensor, fps: Tensor | None) -> Tensor:
-        each = len(x) // len(text)
-        outs = []
-        for i in range(len(x)):
-            per_frame = text[i // each].expand(x.shape[2], *text.shape[1:])
-            outs.append(self.network(x[i : i + 1], timestep[i : i + 1], per_frame, None if fps is None else fps[:1]))
-        return torch.cat(outs)
+    def text_keys(self, text: Tensor) -> dict[tuple[int, ...], Any]:
+        """Of the branches that a call may hold."""
+        held = {(i,): text[i : i + 1] for i in range(len(text))} | {tuple(range(len(text))): text}
+        return {those: self.network.text_keys(some) if self.keys else some for those, some in held.items()}
 
+    def __call__(self, x, timestep, text, fps, *, branches=1, windows=None, keep=None) -> Tensor:
+        if windows is None:
+            windows, keep = torch.arange(x.shape[2])[None], torch.arange(x.shape[2])
+        size, every = windows.shape[1], tuple(range(branches))
+        own = not (self.batch and not self.windows)  # the network gathers windows; else they come as clips
+        together = (every,) if self.batch or self.branches else tuple((i,) for i in every)
+        if self.windows and not self.branches:
+            together = tuple((i,) for i in every)
+        parts = [windows] if self.batch or self.windows else list(windows[:, None])
+        kept = [keep] if len(parts) == 1 else [keep[keep // size == i] - i * size for i in range(len(parts))]
+        rows = []
+        for those in together:
+            said = text[those]
+            row = []
+            for part, wanted in zip(parts, kept, strict=True):
+                if not len(wanted) and self.drop:
+                    continue
+                texts = said if self.keys else said.repeat_interleave(part.numel(), 0)
+                if own:
+                    more = {"branches": len(those), "windows": part, "keep": wanted if self.drop else None}
+                    out = self.network(x, timestep, texts, fps, **more)
+                else:
+                    out = self._clips(x, timestep, texts, fps, part, len(those))
+                row.append(out if self.drop and own else out[:, :, wanted])
+            rows.append(torch.cat(row, 2))
+        return torch.cat(rows)
 
-class OneByOne(WholeClips):
-    """The same, but that text keys and values are computed once."""
-
-    def __init__(self, network: UNet) -> None:
-        self.network = network
-
-    def text_keys(self, text: Tensor):
-        return [self.network.text_keys(text[i : i + 1]) for i in range(len(text))]
-
-    def clips(self, x: Tensor, timestep: Tensor, text: list, fps: Tensor | None) -> Tensor:
-        each = len(x) // len(text)
-        rest = None if fps is None else fps[:1]
-        return torch.cat(
-            [self.network(x[i : i + 1], timestep[i : i + 1], text[i // each], rest) for i in range(len(x))]
-        )
-
-
-class Gathered(WholeClips):
-    """Windows and branches as one batch; branches share what does not depend on text, or nothing is shared."""
-
-    def __init__(self, network: UNet, shared: bool = True) -> None:
-        self.network, self.shared = network, shared
-
-    def text_keys(self, text: Tensor):
-        return self.network.text_keys(text)
-
-    def clips(self, x: Tensor, timestep: Tensor, text: Any, fps: Tensor | None) -> Tensor:
-        if not self.shared:
-            return self.network(x, timestep, text, fps)
-        half = len(x) // 2  # guidance's branches are copies
-        return self.network(x[:half], timestep[:half], text, None if fps is None else fps[:half], branches=2)
-
-
-class Undropped:
-    """The windows share, too; all that they show is computed to the end."""
-
-    def __init__(self, network: UNet) -> None:
-        self.network = network
-
-    def text_keys(self, text: Tensor):
-        return self.network.text_keys(text)
-
-    def __call__(self, *inputs, keep: Tensor, **view) -> Tensor:
-        return self.network(*inputs, **view)[:, :, keep]
+    def _clips(self, x: Tensor, timestep: Tensor, texts: Any, fps: Tensor | None, part: Tensor, count: int) -> Tensor:
+        """Windows as clips, whose branches share or are clips of their own."""
+        clips, levels = x[0][:, part].transpose(0, 1), timestep[0][part]
+        fps = None if fps is None else fps.expand(len(part))
+        if self.branches:
+            out = self.network(clips, levels, texts, fps, branches=count)
+        else:
+            fps = None if fps is None else fps.repeat(count)
+            out = self.network(clips.repeat(count, 1, 1, 1, 1), levels.repeat(count, 1), texts, fps)
+        return out.unflatten(0, (count, -1)).transpose(2, 3).flatten(1, 2).transpose(1, 2)  # [count C (R F) h w]
 
 
-def sized(family: str, channels: int) -> VideoModel:
-    """A random model of a family at another width."""
+def sized(family: str, channels: int | None) -> VideoModel:
+    """A random model of a family, at another width where that is said."""
     model = random.load(family)
+    if channels is None:
+        return model.ready(torch.device("cpu"), torch.float32)
     facts = replace(model.unet.family, channels=(channels, 2 * channels, 2 * channels, 2 * channels))
     torch.manual_seed(0)
     return replace(model, unet=UNet(facts)).ready(torch.device("cpu"), torch.float32)
+
+
+def named(family: str, channels: int | None, latent: int) -> str:
+    return f"{family} {'' if channels is None else f'{channels}ch '}{latent}x{latent}"
 
 
 def queue_of(model: VideoModel, network, window_batch: int | None, latent: int) -> Queue:
@@ -139,15 +140,13 @@ def seconds(queue: Queue) -> float:
 
 
 def sides(model: VideoModel, compiled: bool) -> dict[str, tuple[Any, int | None]]:
-    """Networks and window batches by name: each adds one saving to what is above it, but for those after "all"."""
+    """Networks and window batches by name: every saving alone, then each added to those before it, then variants."""
     unet = model.unet
     found: dict[str, tuple[Any, int | None]] = {
-        "original": (AsTheOriginal(unet), 1),
-        "text keys once": (OneByOne(unet), 1),
-        "one batch": (Gathered(unet, shared=False), None),
-        "branches share": (Gathered(unet), None),
-        "windows share": (Undropped(unet), None),
-        "all: unwanted frames dropped": (unet, None),
+        "original": (Calls(unet), 1),
+        **{f"{name} alone": (Calls(unet, name), None if name in ("batch", "windows") else 1) for name in SAVINGS},
+        **{f"to {SAVINGS[i]}": (Calls(unet, *SAVINGS[: i + 1]), None if i else 1) for i in range(len(SAVINGS) - 1)},
+        "all": (unet, None),
         "all, 4 windows a batch": (unet, 4),
         "all, 2 windows a batch": (unet, 2),
     }
@@ -169,10 +168,8 @@ def sides(model: VideoModel, compiled: bool) -> dict[str, tuple[Any, int | None]
 @torch.no_grad()
 def compare(family: str, channels: int | None, latent: int, sweeps: int, compiled: bool) -> None:
     """One model: the share inside the U-Net, then each structure of calls against the original's."""
-    model = (
-        random.load(family).ready(torch.device("cpu"), torch.float32) if channels is None else sized(family, channels)
-    )
-    case = f"{family} {channels or ''}{'ch ' if channels else ''}{latent}x{latent}"
+    model = sized(family, channels)
+    case = named(family, channels, latent)
     timed = Timed(model.unet)
     queue = queue_of(model, timed, None, latent)
     next(queue)
@@ -201,6 +198,25 @@ def compare(family: str, channels: int | None, latent: int, sweeps: int, compile
         append("fifo", f"{case}, {name}", original_over_ours=ratio)
 
 
+@torch.no_grad()
+def profile(family: str, channels: int | None, latent: int) -> None:
+    """Where the time goes that is left: shares of torch's operations in a sweep."""
+    model = sized(family, channels)
+    queue = queue_of(model, model.unet, None, latent)
+    next(queue)
+    next(queue)
+    with torch.profiler.profile() as found:
+        next(queue)
+    times = {one.key.removeprefix("aten::"): one.self_cpu_time_total for one in found.key_averages()}
+    whole = sum(times.values())
+    most = sorted(times, key=lambda name: -times[name])[:8]
+    append(
+        "fifo",
+        f"{named(family, channels, latent)}, all, percent of a sweep",
+        **{name: 100 * times[name] / whole for name in most},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=7)
@@ -210,6 +226,7 @@ def main() -> None:
     cases = [("animatediff-v2", 32, 8), ("animatediff-v2", 64, 16), ("videocrafter2", 32, 8), ("videocrafter2", 32, 16)]
     for case in [*cases, ("builtin", None, 16)]:
         compare(*case, said.sweeps, said.compile)
+        profile(*case)
 
 
 if __name__ == "__main__":

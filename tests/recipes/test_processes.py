@@ -19,6 +19,7 @@ from vidlose.cli import main
 from vidlose.diffusion.denoiser import Condition, Denoiser
 from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.diffusion.schedule import NoiseSchedule
+from vidlose.errors import InputError
 from vidlose.longvideo import fifo
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.parallel import Processes, join
@@ -139,6 +140,14 @@ def test_messages_are_of_one_kind_and_not_too_long(monkeypatch):
     tensors = [torch.zeros(4), torch.zeros(4).double(), torch.zeros(6), torch.zeros(1), torch.zeros(25), torch.zeros(2)]
     sent = [[len(tensor) for tensor in some] for some in parallel.messages(tensors)]
     assert sent == [[4, 6], [1], [25], [2], [4]]
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="process 2 of this machine finds 2 GPUs"):
+        join("cuda")
 
 
 def test_a_process_that_dies_ends_the_run_and_nothing_is_lost(start, run, tmp_path):
