@@ -567,6 +567,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     each other, for this share of the clips, levels_share; the others have one level. levels_density: how often each is
     drawn where they are not those of a queue, for logit-normal by logit_mean and logit_std. held_out: clips kept from
     training, that every validate_every steps are measured on. sample_every: 0 is never.
+    pieces: how many frames the network sees together, drawn for every clip, which is cut; () is whole clips.
     """
 
     output: str | None = None
@@ -596,6 +597,7 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     levels: str = "shared"
     levels_share: float = 1.0
     levels_partitions: list[int] = field(default_factory=lambda: [4])
+    pieces: list[int] = field(default_factory=list)
     levels_density: str = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
@@ -646,6 +648,8 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         between(self, "logit_std", 0.01, 10)
         if not self.levels_partitions or min(self.levels_partitions) < 1:
             raise InputError(f"--levels-partitions is {self.levels_partitions}; give counts of 1 or more")
+        if min(self.pieces, default=1) < 1:
+            raise InputError(f"--pieces is {self.pieces}; give counts of 1 or more")
         if self.lora_rank < 1:
             raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
         if self.init == "random" and (self.train, self.blocks) != ("full", "all"):

@@ -738,6 +738,8 @@ def test_bad_options(refused, clips):
         (["--loss", "l1"], "unknown loss 'l1'; choose from mse", 3),
         (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose from", 3),
         (["--levels", "diagonal,all"], "unknown levels 'all'; choose from shared, independent, diagonal, given", 3),
+        (["--pieces", "0"], "--pieces is [0]; give counts of 1 or more", 3),
+        (["--pieces", "3"], "--pieces 3 does not divide the clips' ", 3),
         (["--block-lr", "left=2"], "unknown block in --block-lr 'left'", 3),
         (["--steps", "0"], "--steps is 0", 3),
         (["--steps", "many"], "--steps", 2),

@@ -133,6 +133,7 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "levels": ({}, "first,given"),
     "levels_share": ({"levels": "independent"}, 0.0),
     "levels_partitions": ({"levels": "diagonal"}, [2]),
+    "pieces": ({}, [1]),
     "levels_density": ({}, "logit-normal"),
     "logit_mean": ({"levels_density": "logit-normal"}, -1.0),
     "logit_std": ({"levels_density": "logit-normal"}, 0.5),

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from vidlose.training.draws import draw, generator
-from vidlose.training.levels import diagonal, first, given, independent, logit_normal, mixture, one_of, shared
+from vidlose.training.levels import (
+    diagonal,
+    first,
+    given,
+    in_pieces,
+    independent,
+    logit_normal,
+    mixture,
+    one_of,
+    shared,
+)
 
 SHAPE = (4, 8, 2, 3)
 
@@ -92,6 +102,13 @@ def test_first_is_the_only_frame_that_is_nearly_clean():
     assert (found[:, 1:] == 900).all()
     assert found[:, 0].max() < 200 and found[:, 0].unique().numel() > 150
     assert (levels_of(first(shared_at(900)), 50, frames=1) == 900).all()
+
+
+def test_pieces_are_clips_by_themselves():
+    found = levels_of(in_pieces(first(shared_at(900)), 2), 100)
+    assert (found[:, 1::2] == 900).all() and (found[:, ::2] < 200).all()
+    assert found[:, ::2].unique().numel() > 50  # drawn apart
+    assert torch.equal(levels_of(in_pieces(diagonal(2), 8)), levels_of(diagonal(2)))
 
 
 def test_one_of_draws_each_as_often():

@@ -150,6 +150,26 @@ def test_pictures_and_clips_share_a_step():
     assert math.isfinite(found["loss"]) and "entropy/middle" not in found
 
 
+def test_pieces_are_seen_apart():
+    """A clip in pieces of one frame is as many pictures; in one piece it is itself."""
+    of, whole = trainer(), batch(0, 1)
+    apart = replace(whole, piece=1)
+    assert torch.equal(of.losses(replace(whole, piece=FRAMES)).sample, of.losses(whole).sample)
+    assert (of.losses(apart).sample - of.losses(whole).sample).abs().min() > 1e-6
+    one = {"mean": whole.mean[:, :, :1], "std": whole.std[:, :, :1]}
+    draws = {name: getattr(whole.draws, name)[:, :, :1] for name in ("noise", "posterior")}
+    alone = replace(whole, **one, draws=replace(whole.draws, **draws, timestep=whole.draws.timestep[:, :1]))
+    moved = replace(apart, mean=apart.mean.clone())
+    moved.mean[:, :, 1:] += 1  # what other pieces show changes nothing in the first
+    seen = []
+    of.unet.conv_out.register_forward_hook(lambda module, given, out: seen.append(out.detach()))
+    for one_batch in (alone, apart, moved):
+        of.losses(one_batch)
+    picture, first, other = seen[0], seen[1][::FRAMES], seen[2][::FRAMES]
+    torch.testing.assert_close(first, picture, atol=1e-5, rtol=0)
+    torch.testing.assert_close(first, other, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["animatediff-v2", "videocrafter2"])
 def test_gradient_checkpointing_gives_the_same_gradients(family):
     found = []

@@ -90,6 +90,8 @@ PANELS = {
         "logit_mean": "Of logit-normal, in logits of t/T: below 0 towards clean frames.",
         "logit_std": "Of logit-normal, in logits of t/T.",
         "levels_partitions": "Of the queue that diagonal is a window of, drawn where there are several; repeatable.",
+        "pieces": "Cut clips into pieces of so many frames, each a clip of its own; of several, one is drawn for every"
+        " clip; repeatable: 16, 4 and 1 train for long, short and no motion.",
         "gradient_checkpointing": "Less memory, a third more time.",
         "device": "auto, cpu, cuda or mps.",
         "dtype": "Of the computation: auto, fp32, bf16 or fp16; what trains is kept in fp32.",

@@ -21,8 +21,8 @@ from vidlose.io.sources import find, hold_out
 from vidlose.models.autoencoder import from_uint8
 from vidlose.parallel import Processes
 from vidlose.recipes.runtime import Reporter
-from vidlose.training.draws import draw
-from vidlose.training.levels import Levels
+from vidlose.training.draws import draw, generator
+from vidlose.training.levels import Levels, in_pieces
 from vidlose.training.trainer import Batch
 from vidlose.world import captions, scene
 
@@ -181,7 +181,7 @@ class Texts:
 
 
 class Collator:
-    """Samples with their global numbers -> a Batch for each length there is: clips, and pictures, by themselves.
+    """Samples with their global numbers -> a Batch for each length there is: clips, pieces, and pictures by themselves.
 
     In one batch the norms and convolutions over frames (VideoCrafter, AnimateDiff v1) would mix in what pads a picture.
     """
@@ -205,10 +205,22 @@ class Collator:
             (posterior, sample.caption, number)
             for posterior, sample, number in zip(self._posteriors(samples), samples, numbers, strict=True)
         ]
-        encoded.sort(key=lambda one: len(one[0].mean))
-        return [self._batch(list(group), measured) for _, group in groupby(encoded, lambda one: len(one[0].mean))]
 
-    def _batch(self, encoded: Sequence[tuple[Posterior, str, int]], measured: bool) -> Batch:
+        def lengths(one: tuple[Posterior, str, int]) -> tuple[int, int]:
+            frames = len(one[0].mean)
+            return frames, frames if measured else self._piece(frames, one[2])
+
+        encoded.sort(key=lengths)
+        return [self._batch(list(group), piece, measured) for (_, piece), group in groupby(encoded, lengths)]
+
+    def _piece(self, frames: int, number: int) -> int:
+        """Frames of this sample that are seen together: one of those asked for that divide its own, or all."""
+        there = [length for length in self.config.pieces if frames % length == 0]
+        if not there:
+            return frames
+        return there[int(torch.randint(len(there), (), generator=generator(self.config.seed, "piece", number)))]
+
+    def _batch(self, encoded: Sequence[tuple[Posterior, str, int]], piece: int, measured: bool) -> Batch:
         posteriors, captions, numbers = zip(*encoded, strict=True)
         mean, std = (  # [B C F h w]
             torch.stack([getattr(one, part).float() for one in posteriors]).transpose(1, 2).contiguous()
@@ -218,14 +230,14 @@ class Collator:
             self.config.seed + measured,
             list(numbers),
             (mean.shape[1], *mean.shape[2:]),
-            self.levels,
+            in_pieces(self.levels, piece),
             self.timesteps,
             0.0 if measured else self.config.noise_offset,
         )
         if measured:
             draws = replace(draws, drop=torch.ones_like(draws.drop))
         text = self.texts(captions) if self.texts else None
-        return Batch(numbers, mean, std, captions, text, draws, self.fps)
+        return Batch(numbers, mean, std, captions, text, draws, self.fps, piece)
 
     def _posteriors(self, samples: Sequence[Sample]) -> list[Posterior]:
         """Of each sample; what has none is encoded, all together."""

@@ -46,6 +46,9 @@ class Plan:
         window = Window(config.frames or usual.frames, (config.width or usual.width, config.height or usual.height))
         model.latent_size(*window.size)
         model.check_frames(window.frames)
+        for length in config.pieces:
+            if window.frames % length:
+                raise InputError(f"--pieces {length} does not divide the clips' {window.frames} frames")
         if model.image_encoder is not None:
             raise InputError(f"{config.model} makes videos of pictures, which cannot be trained yet")
         if not config.data and window.size[0] != window.size[1]:

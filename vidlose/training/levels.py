@@ -89,6 +89,15 @@ def _with_clean(places: Tensor, density: Density, generator: Generator, frames: 
     return levels
 
 
+def in_pieces(levels: Levels, length: int) -> Levels:
+    """Every `length` frames are a clip by themselves."""
+
+    def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
+        return torch.cat([levels(generator, length, timesteps) for _ in range(frames // length)])
+
+    return draw
+
+
 def one_of(*kinds: Levels) -> Levels:
     """Each as often as another."""
     if len(kinds) == 1:

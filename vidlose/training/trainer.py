@@ -37,7 +37,8 @@ class Batch:
     """Some samples of one step, of one length.
 
     numbers: which samples of the run they are. mean, std: of the autoencoder's posterior, scaled, `[B C F h w]`. text:
-    `[B L D]` of the captions, or None where they are encoded in the step.
+    `[B L D]` of the captions, or None where they are encoded in the step. piece: frames that the network sees together,
+    which divide F; None is all.
     """
 
     numbers: Sequence[int]
@@ -47,9 +48,14 @@ class Batch:
     text: Tensor | None
     draws: Draws
     fps: float
+    piece: int | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def together(self) -> int:
+        return self.piece or self.mean.shape[2]
 
 
 @dataclass
@@ -120,7 +126,7 @@ class Trainer:
         sums, levels = torch.zeros(3, dtype=torch.float64), torch.zeros(whole, dtype=torch.float64)
         for parameter in self.trained.values():
             parameter.grad = None
-        batches = sorted(batches, key=lambda batch: -batch.mean.shape[2])  # attention is looked at in the longest
+        batches = sorted(batches, key=lambda batch: -batch.together)  # attention is looked at in the longest
         recorder = self.tools.before(step)
         for i, batch in enumerate(batches):
             with self._dropout(batch):
@@ -169,13 +175,15 @@ class Trainer:
         alpha, sigma = (per_frame(table, timestep, x0) for table in (self.schedule.alpha, self.schedule.sigma))
         x = alpha * x0 + sigma * noise
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            pieces = x.unflatten(2, (-1, batch.together)).transpose(1, 2).flatten(0, 1)
             output = self.unet(
-                x,
-                timestep.to(self.device),
-                self.unet.text_keys(self._text(batch)),
-                torch.full((len(batch),), batch.fps, device=self.device),
+                pieces,
+                timestep.to(self.device).reshape(len(pieces), -1),
+                self.unet.text_keys(self._text(batch)),  # a text for so many frames as a clip has
+                torch.full((len(pieces),), batch.fps, device=self.device),
                 probe=probe,
             )
+            output = output.unflatten(0, (len(batch), -1)).transpose(1, 2).flatten(2, 3)
         pred, target = training_pair(
             self.prediction, output, x, Prediction(x0, noise), alpha, sigma, self.config.loss_space
         )
