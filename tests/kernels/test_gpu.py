@@ -88,7 +88,6 @@ def test_more_sequences_than_16_bits_count(chosen, seen, monkeypatch):
     assert (grad[:, :, ends] - expected_grad).norm() < 3e-2 * expected_grad.norm()
 
 
-@pytest.mark.xdist_group("much memory")
 @pytest.mark.parametrize(("chosen", "batch"), [("triton", 64), ("eager", 20)])  # plain torch copies it again and again
 def test_more_elements_than_32_bits_count(chosen, batch, monkeypatch):
     room_for(75)
