@@ -567,7 +567,8 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
     each other, for this share of the clips, levels_share; the others have one level. levels_density: how often each is
     drawn where they are not those of a queue, for logit-normal by logit_mean and logit_std. held_out: clips kept from
     training, that every validate_every steps are measured on. sample_every: 0 is never.
-    pieces: how many frames the network sees together, drawn for every clip, which is cut; () is whole clips.
+    pieces: how many frames the network sees together, drawn for every clip, which is cut (losses see it whole); () is
+    whole clips.
     """
 
     output: str | None = None
@@ -646,10 +647,10 @@ class FinetuneConfig(ModelConfig, DataConfig, LossConfig, StabilityConfig):
         between(self, "seed", 0, 2**63 - 1)
         between(self, "logit_mean", -10, 10)
         between(self, "logit_std", 0.01, 10)
-        if not self.levels_partitions or min(self.levels_partitions) < 1:
-            raise InputError(f"--levels-partitions is {self.levels_partitions}; give counts of 1 or more")
-        if min(self.pieces, default=1) < 1:
-            raise InputError(f"--pieces is {self.pieces}; give counts of 1 or more")
+        for name, least in (("levels_partitions", 1), ("pieces", 0)):
+            counts = getattr(self, name)
+            if len(counts) < least or min(counts, default=1) < 1:
+                raise InputError(f"{flag(name)} is {counts}; give counts of 1 or more")
         if self.lora_rank < 1:
             raise InputError(f"--lora-rank is {self.lora_rank}; a LoRA has a rank of 1 or more")
         if self.init == "random" and (self.train, self.blocks) != ("full", "all"):
