@@ -64,13 +64,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(ModelConfig):
-    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. motion_scale: a
-    factor on the logits of attention between frames."""
+    """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. start: frames
+    that the clip begins with. first_alone: the clip's first frame is drawn by itself, and the others with it in sight;
+    None is as the model was trained. motion_scale: a factor on the logits of attention between frames."""
 
     prompt: str | None = None
     negative: str = ""
     output: str | None = None
     image: str | None = None
+    start: str | None = None
+    first_alone: bool | None = None
     width: int | None = None
     height: int | None = None
     fps: float | None = None
@@ -162,7 +165,6 @@ class FifoConfig(SampleConfig):
     window_frames: int | None = None
     lookahead: bool = True
     queue_start: str = "reference"
-    start: str | None = None
     warmup: int | None = None
     emit: str = "reference"
     scale_aware: bool = True
@@ -226,9 +228,6 @@ class FifoConfig(SampleConfig):
             raise InputError("--reuse-depth goes with --reuse-deep SWEEPS")
         if self.guidance_low > self.guidance_high:
             raise InputError(f"--guidance-low {self.guidance_low} is above --guidance-high {self.guidance_high}")
-        for name in ("base_guidance", "base_steps", "query_base"):
-            if (value := getattr(self, name)) not in (None, True) and self.start is not None:
-                raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name, value)}")
         self._check_strategy()
         self._check_guidance()
         if self.settled()["refine"]:

@@ -24,6 +24,15 @@ from vidlose.io.video import Encoder
 from vidlose.models.unet import UNet
 
 SMALL = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5", "--frames", "3"]
+
+
+def picture() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(made, "PNG")
+    return made.getvalue()
+
+
+STILL = {"x.png": picture()}
 BARE = ["fifo", *SMALL, "--partitions", "2", "--window-frames", "4"]
 FIFO = [*BARE, "-p", "a river", "-o", "out.mp4"]
 CLIPS = ["generate", *SMALL, "--steps", "2"]
@@ -250,16 +259,22 @@ OPTIONS = [
     (["generate"], 2, "give a prompt with -p, or --prompts-file", {}),
     ([*CLIP, "--prompts-file", "p"], 2, "exclude each other", {"p": "x"}),
     ([*CLIP, "--num-videos", "2"], 2, "several videos need a folder: -o out.mp4/", {}),
+    (
+        [*CLIP, "--frames", "4", "--start", "d"],
+        3,
+        "d fills the clip's 4 frames: --frames has to be more",
+        {"d": None, **{f"d/{i}.png": picture() for i in range(5)}},
+    ),
     ([*FIFO, "--seed-frame"], 3, "--seed-frame: random:animatediff-v2 reads no picture; it goes with an image-to-", {}),
     ([*FIFO, "--reseed-every", "4"], 3, "--reseed-every: random:animatediff-v2 reads no picture", {}),
     ([*FIFO, "-m", "random:videocrafter-i2v"], 3, "makes a video of a picture: give one with --image", {}),
-    ([*FIFO, "--start", "x.mp4", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", {}),
-    ([*FIFO, "--start", "x.mp4", "--base-steps", "4"], 2, "give it without --base-steps", {}),
+    ([*FIFO, "--start", "x.png", "--base-guidance", "3"], 2, "--start leaves no base clip to sample", STILL),
+    ([*FIFO, "--start", "x.png", "--base-steps", "4"], 2, "give it without --base-steps", STILL),
     (
-        [*FIFO, "--start", "x.mp4", "--query-cache", "0.9", "--no-query-base"],
+        [*FIFO, "--start", "x.png", "--query-cache", "0.9", "--no-query-base"],
         2,
         "give it without --no-query-base",
-        {},
+        STILL,
     ),
     ([*FIFO, "--base-steps", "1"], 3, "--base-steps is 1; it must lie between 2 and 1000", {}),
     ([*FIFO, "--refine", "--partitions", "1", "--window-frames", "16"], 3, "a window has 16: take more", {}),
@@ -616,12 +631,6 @@ def video(frames: int, size: int = 16) -> bytes:
     made = path.read_bytes()
     path.unlink()
     return made
-
-
-def picture() -> bytes:
-    made = io.BytesIO()
-    Image.new("RGB", (20, 20)).save(made, "PNG")
-    return made.getvalue()
 
 
 def latents(*shape: int, name: str = "latents", value: float = 0) -> bytes:

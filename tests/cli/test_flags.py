@@ -303,6 +303,17 @@ def test_start_begins_with_what_is_given(vidlose, latents, tmp_path):
     assert (movie[0] - still[0]).abs().max() < 0.2 < (movie[0] - first[0]).abs().max()
 
 
+def test_a_clip_goes_on_from_its_first_frame(latents, tmp_path):
+    together = latents(*TINY_CLIP, "-p", "x")
+    apart = latents(*TINY_CLIP, "-p", "x", "--first-alone")
+    assert (apart[1:] - together[1:]).abs().max() > 1e-3
+    save_file({"latents": apart[:1]}, tmp_path / "first.safetensors")
+    assert torch.equal(latents(*TINY_CLIP, "-p", "x", "--start", "first.safetensors"), apart)
+    words = [*TINY_FIFO, "-p", "x", "--warmup", "0"]
+    queues = [latents(*words, "--start", "first.safetensors", *more) for more in ((), ("--first-alone",))]
+    assert (queues[0] - queues[1]).abs().max() > 1e-3  # the picture repeated, or what came of it
+
+
 def test_output_options(vidlose, tmp_path):
     assert vidlose(*TINY_CLIP, "-p", "x", "-o", "fine.mp4", "--fps", "12")[0] == 0
     assert vidlose(*TINY_CLIP, "-p", "x", "-o", "coarse.mp4", "--crf", "45", "--no-metadata")[0] == 0
@@ -381,6 +392,8 @@ def test_every_config_field_is_covered():
     """A new field needs an option and a place in the tests above."""
     elsewhere = {
         "image",
+        "start",
+        "first_alone",
         "vae",  # checkpoints/test_load.py has models that take them
         "norm_mode",
         "output",
@@ -400,7 +413,6 @@ def test_every_config_field_is_covered():
     grouped = {name for _, options in GROUPS.values() for name in options}
     assert fifo == ONLY_FIFO.keys() | grouped | {
         "frames",
-        "start",
         "scale_aware",
         "window_batch",
         "decode_batch",

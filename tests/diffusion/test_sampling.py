@@ -55,6 +55,36 @@ def test_oracle_clip_lands_on_the_answer(spacing, eta):
         assert 0.01 < residue.std() < 0.06
 
 
+def test_given_frames_stay_and_are_seen_clean():
+    ladder = SCHEDULE.ladder("trailing", 10)
+    floor, top = ladder.floor, ladder.top
+    x0, seen = torch.randn(1, 4, 3, 5, 2), []
+
+    def denoise(x: Tensor, level: Tensor) -> Prediction:
+        seen.append((x[:, :, 0].clone(), level[0].tolist()))
+        return Oracle(x0, ladder)(x, level)
+
+    sampler = Sampler(Denoiser(network=None), ladder, eta=1.0)
+    out = sampler.clip(denoise, torch.randn(x0.shape), SeededNoise(0), given=x0[:, :, :1])
+    assert all(torch.equal(x, x0[:, :, 0]) for x, _ in seen)
+    assert [level for _, level in seen] == [[floor, row, row] for row in range(top, floor, -1)]
+    torch.testing.assert_close(out, x0, atol=1e-5, rtol=0)
+
+
+def test_a_first_frame_alone_is_drawn_as_an_image():
+    ladder, x = SCHEDULE.ladder("trailing", 10), torch.randn(1, 4, 3, 5, 2)
+
+    def denoise(x: Tensor, level: Tensor) -> Prediction:  # whose frames know of each other
+        return Prediction(x.mean(2, keepdim=True).expand_as(x), x)
+
+    sampler = Sampler(Denoiser(network=None), ladder)
+    first = sampler.clip(denoise, x[:, :, :1], SeededNoise(0))
+    out = replace(sampler, first_alone=True).clip(denoise, x, SeededNoise(0))
+    assert torch.equal(out[:, :, :1], first)
+    assert torch.equal(out, sampler.clip(denoise, x, SeededNoise(0), given=first))
+    assert not torch.equal(out[:, :, 1:], sampler.clip(denoise, x, SeededNoise(0))[:, :, 1:])
+
+
 def test_step_moves_every_frame_by_its_own_amount():
     """Noise to noise: with the oracle, a DDIM step at eta 0 keeps the frame's eps exactly."""
     ladder = SCHEDULE.ladder("linspace", 16)

@@ -25,7 +25,8 @@ from vidlose.models.unet import UNet
 @dataclass(frozen=True)
 class Defaults:
     """What a family is sampled with when nobody says otherwise. fps is the video's; `fps_condition` what the
-    network is told in a clip, `fifo_fps_condition` in an endless video, where the family reads it."""
+    network is told in a clip, `fifo_fps_condition` in an endless video, where the family reads it. first_alone: it has
+    learnt to go on from a frame."""
 
     width: int
     height: int
@@ -39,6 +40,7 @@ class Defaults:
     fps: float = 8.0
     fps_condition: float = 8.0
     fifo_fps_condition: float = 8.0
+    first_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,10 @@ def fifo(
     ] = None,
     start: Annotated[
         str | None,
-        option("--start", help="Begin with this video, image (repeated) or latents instead of a sampled clip."),
+        option(
+            "--start",
+            help="Begin with this video, image or latents. A lone image is repeated, or gone on from (--first-alone).",
+        ),
     ] = None,
     guidance_scale: options.Guidance = None,
     width: options.Width = None,
@@ -323,6 +326,7 @@ def fifo(
         option("--decode-batch", help="Frames decoded together; more wait longer.", panel="Advanced"),
     ] = FifoConfig.decode_batch,
     eta: options.Eta = None,
+    first_alone: options.FirstAlone = None,
     motion_scale: options.MotionScale = FifoConfig.motion_scale,
     scheduler: options.Scheduler = FifoConfig.scheduler,
     fps_condition: options.FpsCondition = None,

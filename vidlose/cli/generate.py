@@ -23,6 +23,9 @@ def generate(
     ] = None,
     frames: Annotated[int | None, option("--frames", help="Frames of the clip.", show_default=options.FAMILY)] = None,
     steps: Annotated[int | None, option("--steps", help="Denoising steps.", show_default=options.FAMILY)] = None,
+    start: Annotated[
+        str | None, option("--start", help="Frames that the clip begins with: an image, a video or latents.")
+    ] = None,
     guidance_scale: options.Guidance = None,
     width: options.Width = None,
     height: options.Height = None,
@@ -40,6 +43,7 @@ def generate(
     overwrite: options.Overwrite = GenerateConfig.overwrite,
     json: options.Json = False,
     eta: options.Eta = None,
+    first_alone: options.FirstAlone = None,
     motion_scale: options.MotionScale = GenerateConfig.motion_scale,
     scheduler: options.Scheduler = GenerateConfig.scheduler,
     fps_condition: options.FpsCondition = None,

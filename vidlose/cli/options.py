@@ -95,6 +95,16 @@ NormMode = Annotated[
     ),
 ]
 Image = Annotated[str | None, option("--image", help="The picture an image-to-video model starts from.", panel="Model")]
+FirstAlone = Annotated[
+    bool | None,
+    option(
+        "--first-alone/--no-first-alone",
+        help="Draw the clip's first frame by itself, then the others with it in sight; for models that have learnt to"
+        " go on from a frame.",
+        panel="Advanced",
+        show_default=FAMILY,
+    ),
+]
 Guidance = Annotated[
     float | None,
     option("--guidance-scale", "-g", help="Classifier-free guidance; 1 is off.", show_default=FAMILY),

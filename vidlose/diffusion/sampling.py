@@ -68,7 +68,8 @@ class Sampler:
     """A denoiser, the levels of one run and how to go from one to the next.
 
     guidance: classifier-free weight, of all levels or of each; 1 is unguided. eta: 0 deterministic, 1 as much noise as
-    DDPM.
+    DDPM. first_alone: a clip's first frame is drawn by itself, as an image, and the others with it in sight (Girdhar et
+    al. 2023, Emu Video, arXiv 2311.10709); for models that have learnt to go on from a frame.
     """
 
     denoiser: Denoiser
@@ -76,6 +77,7 @@ class Sampler:
     guidance: float | Guidance = 1.0
     eta: float = 0.0
     stepper: Step = ddim_step
+    first_alone: bool = False
 
     def bind(self, condition: Condition) -> Denoise:
         """The denoiser of a prompt, guided where the condition has a null text and the weight is not 1."""
@@ -98,16 +100,24 @@ class Sampler:
         x: Tensor,
         noise: NoiseSource,
         progress: Callable[[int, int], None] | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
         """The ordinary loop: pure noise x `[B C F h w]` -> latents at the ladder's floor.
 
-        progress: called with (steps done, steps in all).
+        given: clean frames `[B C n h w]` that the clip begins with; they stay, and the others come down behind them.
+        progress: called with (steps done, steps in all), for a first frame alone and then for the others.
         """
-        total = self.ladder.top - self.ladder.floor
-        for done, row in enumerate(range(self.ladder.top, self.ladder.floor, -1), start=1):
+        floor, top = self.ladder.floor, self.ladder.top
+        if self.first_alone and given is None and x.shape[2] > 1:
+            given = self.clip(denoise, x[:, :, :1], noise, progress)
+        there = 0 if given is None else given.shape[2]
+        if given is not None:
+            x = torch.cat([given, x[:, :, there:]], 2)
+        for row in range(top, floor, -1):
             level = torch.full((x.shape[0], x.shape[2]), row)
+            level[:, :there] = floor
             drawn = noise(*x.shape) if self.eta else None
-            x = self.step(x, denoise(x, level), level, level - 1, drawn)
+            x = self.step(x, denoise(x, level), level, (level - 1).clamp_min(floor), drawn)
             if progress:
-                progress(done, total)
+                progress(top - row + 1, top - floor)
         return x

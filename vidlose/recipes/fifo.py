@@ -1,32 +1,28 @@
 """`vidlose fifo`: a prompt goes in, an endless stream of finished frames comes out."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vidlose import checkpoints, parallel
 from vidlose.checkpoints.video_model import VideoModel
-from vidlose.config import FifoConfig
-from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser
+from vidlose.config import FifoConfig, flag
+from vidlose.diffusion.denoiser import Denoise, Denoiser
 from vidlose.diffusion.guidance import Guidance
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import InputError, pick
-from vidlose.io.latents import SUFFIX, read_latents
-from vidlose.io.video import read_frames
+from vidlose.errors import InputError, UsageError, pick
 from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.longvideo.refine import Refine
 from vidlose.longvideo.reuse import DeepFeatures
-from vidlose.models.autoencoder import from_uint8
 from vidlose.parallel import Processes
 from vidlose.recipes import fifo_state, prompts, runtime, tuned
+from vidlose.recipes.clip import Start, check_start, clip_shape, read_start, sample
 from vidlose.recipes.conditions import Conditions, check_picture
 from vidlose.recipes.fifo_run import Run
 from vidlose.recipes.fifo_state import Position, Saved
-from vidlose.recipes.output import check_ffmpeg, check_output
+from vidlose.recipes.output import check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals, Silence
 
 CPU_BATCH = 16384
@@ -39,8 +35,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     device = runtime.device(config.device)
     processes = parallel.join(device.type)
     config, timeline = name(config, processes)
-    if config.start and not saved and not config.start.endswith(SUFFIX):
-        check_ffmpeg()
+    check_start(None if saved else config.start)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     state_path = None
     if processes.first:
@@ -64,7 +59,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         check_reuse(config, model, processes)
         check_picture(config, model)
         plan = strategies.plan(config, ladder, settled.frames)
-        given = None if config.start is None or saved else read_start(config.start, settled)
+        start = None if saved else begin(config, settled)
         picture = None if config.image is None or saved else runtime.read_image(config.image, settled)
         model.ready(device, settled.torch_dtype)
         runtime.fuse(model.unet, device)
@@ -82,15 +77,17 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
             return conditions.denoise(timeline.at(frame - position.prompts_from))
 
         if saved:  # what is in the queue comes from the state
-            clip = torch.zeros(base_shape(model, settled), device=device)
-        elif given is not None:
-            clip = encode_start(given, config.start, model, settled)
+            clip = torch.zeros(clip_shape(model, settled), device=device)
+        elif start is not None and len(start.frames) == settled.frames:
+            clip = start.encode(model, settled)[0]
             report.say(f"seed {settled.seed}")
-        else:  # the base clip keeps the scale its model was trained with, as the reference does
+        else:  # the base clip keeps the scale its model was trained with, as the reference does (FIFO.md §2)
             report.say(f"seed {settled.seed}")
             scaled = model.schedule.ladder("linspace", config.base_steps or steps)
-            whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance)
-            clip = base_clip(whole, conditions.of(timeline.prompts[0]), model, settled, noise, report, signals)
+            alone = settled.first_alone
+            whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance, first_alone=alone)
+            denoise = whole.bind(conditions.of(timeline.prompts[0]))
+            clip = sample(whole, denoise, model, settled, noise, start, report, signals, "base clip")
         if config.seed_frame and not saved:
             conditions.see(clip[:, 0])
         if config.compile:  # the base clip is of another shape, and short
@@ -208,61 +205,21 @@ def denoisers(config: FifoConfig, model: VideoModel) -> tuple[Denoiser, Denoiser
     return cached, cached if config.query_base else plain
 
 
-def base_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int, int]:
-    """(C, f, h, w)."""
-    channels, height, width = latent_shape(model, settled)
-    return channels, settled.frames, height, width
+def begin(config: FifoConfig, settled: Settled) -> Start | None:
+    """What `--start` gives of the base clip: a lone picture is repeated for models that do not go on from a frame.
 
-
-def latent_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int]:
-    """(C, h, w)."""
-    width, height = model.latent_size(settled.width, settled.height)
-    return model.unet.family.latent_channels, height, width
-
-
-def read_start(source: str, settled: Settled) -> Tensor:
-    """`--start`: latents `[f C h w]`, or uint8 frames `[f H W 3]`; an image is repeated. Raises InputError."""
-    if source.endswith(SUFFIX):
-        found = read_latents(Path(source))[: settled.frames]
-    else:
-        pictures = read_frames(source, size=(settled.width, settled.height), limit=settled.frames)
-        found = torch.stack([torch.from_numpy(picture.copy()) for picture in pictures])
-    if len(found) == 1:
-        found = found.expand(settled.frames, *found.shape[1:])
-    if len(found) < settled.frames:
-        raise InputError(
-            f"{source} has {len(found)} frames, a window has {settled.frames}; give at least as many, or one"
-        )
-    return found
-
-
-@torch.no_grad()
-def encode_start(found: Tensor, source: str | None, model: VideoModel, settled: Settled) -> Tensor:
-    """What `read_start` found -> clean latents `[C f h w]`. Raises InputError where latents do not fit."""
-    found = found.to(model.device)
-    latents = model.vae.encode(from_uint8(found)) if found.dtype == torch.uint8 else found
-    if latents.shape[1:] != latent_shape(model, settled):
-        raise InputError(
-            f"{source} holds latents {tuple(latents.shape[1:])}, this run's are {latent_shape(model, settled)}"
-        )
-    return latents.transpose(0, 1)
-
-
-@torch.no_grad()
-def base_clip(
-    sampler: Sampler,
-    condition: Condition,
-    model: VideoModel,
-    settled: Settled,
-    noise: SeededNoise,
-    report: Reporter,
-    signals: Signals,
-) -> Tensor:
-    """The f latents `[C f h w]` that fill the first queue, sampled on the queue's own timesteps (FIFO.md §2)."""
-
-    def progress(done: int, total: int) -> None:
-        signals.check()
-        report.progress("base clip", done, total)
-
-    x = noise(1, *base_shape(model, settled))
-    return sampler.clip(sampler.bind(condition), x, noise, progress)[0]
+    Raises InputError where it is neither a whole clip nor something to go on from; UsageError where options are about
+    a base clip, and nothing of it is left to sample.
+    """
+    if config.start is None:
+        return None
+    start = read_start(config.start, settled)
+    count, wanted = len(start.frames), settled.frames
+    if count == 1 and not settled.first_alone:
+        start = replace(start, frames=start.frames.expand(wanted, *start.frames.shape[1:]))
+    elif not count or (count < wanted and not settled.first_alone):
+        raise InputError(f"{config.start} has {count} frames, a window has {wanted}; give at least as many, or one")
+    for name in ("base_guidance", "base_steps", "query_base"):
+        if len(start.frames) == wanted and (value := getattr(config, name)) not in (None, True):
+            raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name, value)}")
+    return start

@@ -10,9 +10,10 @@ from vidlose import checkpoints
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import GenerateConfig
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
-from vidlose.errors import UsageError, pick
+from vidlose.errors import InputError, UsageError, pick
 from vidlose.io.segments import check_parent
 from vidlose.recipes import prompts, runtime
+from vidlose.recipes.clip import Start, check_start, read_start, sample
 from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
@@ -27,6 +28,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
     else:
         for run in runs:
             check_output(run)
+    check_start(config.start)
     stepper = pick(STEPS, config.scheduler, "scheduler")
     device = runtime.device(config.device)
     with Signals() as signals, runtime.memory_errors():
@@ -34,6 +36,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         model = checkpoints.load(config)
         ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
         plans = [(run, settle(run, model, device)) for run in runs]
+        starts = [begin(run, settled) for run, settled in plans]
         fingerprint = model.fingerprint()
         model.ready(device, plans[0][1].torch_dtype)
         runtime.fuse(model.unet, device)
@@ -44,8 +47,15 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         for index, (run, settled) in enumerate(plans):
             report.event("video", i=index, of=len(runs), prompt=run.prompt, seed=run.seed, output=run.output)
             denoiser = model.denoiser({"motion_scale": config.motion_scale})
-            sampler = Sampler(denoiser, ladder, guidance=settled.guidance_scale, eta=settled.eta, stepper=stepper)
-            one(run, settled, model, fingerprint, sampler, report, signals)
+            sampler = Sampler(
+                denoiser,
+                ladder,
+                guidance=settled.guidance_scale,
+                eta=settled.eta,
+                stepper=stepper,
+                first_alone=settled.first_alone,
+            )
+            one(run, settled, starts[index], model, fingerprint, sampler, report, signals)
     return [run.output or "" for run in runs]
 
 
@@ -60,6 +70,18 @@ def settle(config: GenerateConfig, model: VideoModel, device: torch.device) -> S
         eta=usual.eta,
         fps_condition=usual.fps_condition,
     )
+
+
+def begin(config: GenerateConfig, settled: Settled) -> Start | None:
+    """What `--start` gives of the clip. Raises InputError where nothing of the clip is left to sample."""
+    if config.start is None:
+        return None
+    start = read_start(config.start, settled)
+    if len(start.frames) == settled.frames:
+        raise InputError(f"{config.start} fills the clip's {settled.frames} frames: --frames has to be more")
+    if not len(start.frames):
+        raise InputError(f"{config.start} has 0 frames")
+    return start
 
 
 def videos(config: GenerateConfig) -> list[GenerateConfig]:
@@ -97,6 +119,7 @@ def output_of(run: GenerateConfig, index: int | None) -> str:
 def one(
     config: GenerateConfig,
     settled: Settled,
+    start: Start | None,
     model: VideoModel,
     fingerprint: str,
     sampler: Sampler,
@@ -105,18 +128,10 @@ def one(
 ) -> None:
     """One video, to the config's output."""
     began = time.monotonic()
-    width, height = model.latent_size(settled.width, settled.height)
     noise = SeededNoise(settled.seed, model.device)
     image = None if config.image is None else runtime.read_image(config.image, settled)
     denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition, image))
-
-    def progress(done: int, total: int) -> None:
-        signals.check()
-        report.progress("steps", done, total)
-
-    with torch.no_grad():
-        x = noise(1, model.unet.family.latent_channels, settled.frames, height, width)
-        latents = sampler.clip(denoise, x, noise, progress)[0].transpose(0, 1)
+    latents = sample(sampler, denoise, model, settled, noise, start, report, signals, "steps").transpose(0, 1)
     steps = sampler.ladder.top - sampler.ladder.floor
     resolved = {**config.resolved(), **asdict(settled), "steps": steps}
     card = runtime.card("generate", resolved, model, fingerprint) if config.metadata else None

@@ -128,6 +128,7 @@ class Settled:
     fps_condition: float
     guidance_scale: float
     eta: float
+    first_alone: bool
     seed: int
 
     @property
@@ -162,6 +163,7 @@ def settle(
         fps_condition=config.fps_condition or fps_condition,
         guidance_scale=guidance if config.guidance_scale is None else config.guidance_scale,
         eta=eta if config.eta is None else config.eta,
+        first_alone=usual.first_alone if config.first_alone is None else config.first_alone,
         seed=seed(config.seed),
     )
     model.check_image(config.image, needs_image)

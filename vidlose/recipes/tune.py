@@ -14,7 +14,8 @@ from vidlose.longvideo import strategies
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.places import cache_folder
 from vidlose.recipes import runtime, tuned
-from vidlose.recipes.fifo import base_shape, resolve, windows_of
+from vidlose.recipes.clip import clip_shape
+from vidlose.recipes.fifo import resolve, windows_of
 from vidlose.recipes.runtime import Reporter
 
 
@@ -42,7 +43,7 @@ def tune(config: TuneConfig, report: Reporter) -> int:
     grey = torch.zeros(1, 3, settled.height, settled.width) if pictures else None
     denoise = sampler.bind(model.condition("", "", settled.fps_condition, grey))
     queue = Queue(
-        plan, sampler, lambda _: denoise, noise, fill(noise(*base_shape(model, settled)), plan, ladder, noise)
+        plan, sampler, lambda _: denoise, noise, fill(noise(*clip_shape(model, settled)), plan, ladder, noise)
     )
 
     sizes = sorted({*(2**i for i in range(windows.bit_length()) if 2**i < windows), windows})

@@ -159,9 +159,8 @@ class Showing:
     def _one(self, prompt: str, seed: int) -> Tensor:
         """uint8 `[F H W 3]`."""
         model, usual = self.model, self.model.defaults
-        sampler = Sampler(
-            model.denoiser(), model.schedule.ladder(model.spacing, usual.steps), usual.guidance, usual.eta
-        )
+        ladder = model.schedule.ladder(model.spacing, usual.steps)
+        sampler = Sampler(model.denoiser(), ladder, usual.guidance, usual.eta, first_alone=usual.first_alone)
         noise = SeededNoise(seed, model.device)
         width, height = model.latent_size(*self.window.size)
         x = noise(1, model.unet.family.latent_channels, self.window.frames, height, width)

@@ -1,0 +1,79 @@
+"""The clip of a run: all of it sampled, or what `--start` gives of it and the rest sampled on from there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.diffusion.denoiser import Denoise
+from vidlose.diffusion.sampling import NoiseSource, Sampler
+from vidlose.errors import InputError
+from vidlose.io.latents import SUFFIX, read_latents
+from vidlose.io.video import read_frames
+from vidlose.models.autoencoder import from_uint8
+from vidlose.recipes.output import check_ffmpeg
+from vidlose.recipes.runtime import Reporter, Settled, Signals
+
+
+@dataclass(frozen=True)
+class Start:
+    """Frames that a clip begins with: latents `[n C h w]`, or uint8 frames `[n H W 3]`."""
+
+    source: str
+    frames: Tensor
+
+    @torch.no_grad()
+    def encode(self, model: VideoModel, settled: Settled) -> Tensor:
+        """Clean latents `[1 C n h w]`. Raises InputError where latents do not fit."""
+        found, shape = self.frames.to(model.device), clip_shape(model, settled)
+        latents = model.vae.encode(from_uint8(found)) if found.dtype == torch.uint8 else found
+        if (latents.shape[1], *latents.shape[2:]) != (shape[0], *shape[2:]):
+            raise InputError(
+                f"{self.source} holds latents {tuple(latents.shape[1:])}, this run's are {(shape[0], *shape[2:])}"
+            )
+        return latents.transpose(0, 1)[None]
+
+
+def check_start(source: str | None) -> None:
+    """Raises InputError where it is a video, or a picture, and nothing can read it."""
+    if source and not source.endswith(SUFFIX):
+        check_ffmpeg()
+
+
+def read_start(source: str, settled: Settled) -> Start:
+    """The first frames of a video, a picture or a file of latents, as many as a clip has. Raises InputError."""
+    if source.endswith(SUFFIX):
+        return Start(source, read_latents(Path(source))[: settled.frames])
+    pictures = read_frames(source, size=(settled.width, settled.height), limit=settled.frames)
+    return Start(source, torch.stack([torch.from_numpy(picture.copy()) for picture in pictures]))
+
+
+def clip_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int, int]:
+    """(C, f, h, w)."""
+    width, height = model.latent_size(settled.width, settled.height)
+    return model.unet.family.latent_channels, settled.frames, height, width
+
+
+@torch.no_grad()
+def sample(
+    sampler: Sampler,
+    denoise: Denoise,
+    model: VideoModel,
+    settled: Settled,
+    noise: NoiseSource,
+    start: Start | None,
+    report: Reporter,
+    signals: Signals,
+    label: str,
+) -> Tensor:
+    """Clean latents `[C f h w]`. `label` names its progress."""
+
+    def progress(done: int, total: int) -> None:
+        signals.check()
+        report.progress(label, done, total)
+
+    given = None if start is None else start.encode(model, settled)
+    x = noise(1, *clip_shape(model, settled))
+    return sampler.clip(denoise, x, noise, progress, given)[0]
