@@ -65,7 +65,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(ModelConfig):
     """What `generate` and `fifo` share. image: the picture that an image-to-video model starts from. start: frames
-    that the clip begins with. first_alone: the clip's first frame is drawn by itself, and the others with it in sight;
+    that the clip begins with; a lone one is a whole base clip of `fifo`, repeated, where the model does not go on from
+    it. first_alone: the clip's first frame is drawn by itself, and the others with it in sight;
     None is as the model was trained. motion_scale: a factor on the logits of attention between frames."""
 
     prompt: str | None = None
@@ -104,6 +105,8 @@ class SampleConfig(ModelConfig):
         no_zero_bytes(self)
         if self.output == "":
             raise InputError("--output is empty: give FILE, FOLDER/ or -")
+        if self.start == "":
+            raise InputError("--start is empty: give an image, a video or latents")
         choice(self, "device", DEVICES)
         choice(self, "dtype", DTYPES)
 
@@ -128,6 +131,8 @@ class GenerateConfig(SampleConfig):
             raise UsageError("give a prompt with -p, or --prompts-file")
         if self.prompt is not None and self.prompts_file is not None:
             raise UsageError("-p and --prompts-file exclude each other")
+        if self.start == self.prompts_file == "-":
+            raise UsageError("--start and --prompts-file cannot both read stdin")
 
 
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -308,7 +308,7 @@ def test_a_clip_goes_on_from_its_first_frame(latents, tmp_path):
     apart = latents(*TINY_CLIP, "-p", "x", "--first-alone")
     assert (apart[1:] - together[1:]).abs().max() > 1e-3
     save_file({"latents": apart[:1]}, tmp_path / "first.safetensors")
-    assert torch.equal(latents(*TINY_CLIP, "-p", "x", "--start", "first.safetensors"), apart)
+    assert torch.equal(latents(*TINY_CLIP, "-p", "x", "--start", "first.safetensors", "--first-alone"), apart)
     words = [*TINY_FIFO, "-p", "x", "--warmup", "0"]
     queues = [latents(*words, "--start", "first.safetensors", *more) for more in ((), ("--first-alone",))]
     assert (queues[0] - queues[1]).abs().max() > 1e-3  # the picture repeated, or what came of it

@@ -582,6 +582,14 @@ def test_pictures_of_many_kinds(tmp_path: Path) -> None:
     assert [frame.shape for frame in read_frames(tmp_path, size=(16, 8), limit=3)] == [(8, 16, 3)] * 3
 
 
+def test_a_photo_is_one_picture(tmp_path: Path) -> None:
+    left, right = (Image.fromarray(frame) for frame in clip(2))
+    left.save(tmp_path / "both.jpg", format="MPO", save_all=True, append_images=[right])
+    assert len(list(read_frames(tmp_path / "both.jpg"))) == 1
+    left.save(tmp_path / "film.gif", save_all=True, append_images=[right])
+    assert len(list(read_frames(tmp_path / "film.gif"))) == 2
+
+
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     encode(tmp_path / "whole.mp4", 20)
     whole = (tmp_path / "whole.mp4").read_bytes()

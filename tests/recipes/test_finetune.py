@@ -348,6 +348,13 @@ def test_another_prediction_is_said_by_the_file(run):
     assert random.load().prediction == "eps" and random.load().schedule.alpha[-1] > 0
 
 
+@pytest.mark.parametrize(("levels", "learned"), [("first,diagonal", True), ("diagonal", False)])
+def test_a_model_that_goes_on_from_a_frame_says_so(run, levels, learned):
+    run(*QUICK, "-o", "out", "--steps", "1", "--levels", levels)
+    model = checkpoints.load(ModelConfig(model="random", motion_module="out/motion_module.safetensors"))
+    assert model.defaults.first_alone is learned
+
+
 @pytest.mark.parametrize("family", ["videocrafter1-512", "videocrafter2"])
 def test_a_videocrafter_run_leaves_its_own_form(run, family):
     run(*QUICK, "-m", f"random:{family}", "-o", "out", "--steps", "1")

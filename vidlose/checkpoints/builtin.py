@@ -34,4 +34,5 @@ def load(config: ModelConfig) -> VideoModel:
     """By the road of every other base and its motion module."""
     parts = replace(config, model=str(ROOT), motion_module=config.motion_module or str(MOTION))
     model = animatediff.open_model(animatediff.open_folder(ROOT), parts)
-    return replace(model, name=config.model, defaults=DEFAULTS)
+    usual = replace(DEFAULTS, first_alone=model.defaults.first_alone)
+    return replace(model, name=config.model, defaults=usual)

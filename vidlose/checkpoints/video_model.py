@@ -89,11 +89,12 @@ class VideoModel:
         return self.unet.conv_in.weight.device
 
     def as_trained(self, metadata: Mapping[str, str]) -> "VideoModel":
-        """With the prediction and the schedule that a file's metadata says its network was taught."""
+        """With what a file's metadata says its network was taught: prediction, schedule, going on from a frame."""
         model = self.zero_terminal() if metadata.get("zero_terminal_snr") == "True" else self
         prediction = metadata.get("prediction", self.prediction)
         pick(PREDICTIONS, prediction, "prediction")
-        return replace(model, prediction=prediction)
+        alone = model.defaults.first_alone or metadata.get("first_alone") == "True"
+        return replace(model, prediction=prediction, defaults=replace(model.defaults, first_alone=alone))
 
     def zero_terminal(self) -> "VideoModel":
         """With a schedule that ends in noise alone, from whose end clips then start."""

@@ -35,7 +35,8 @@ def fifo(
         str | None,
         option(
             "--start",
-            help="Begin with this video, image or latents. A lone image is repeated, or gone on from (--first-alone).",
+            help="Begin with this video, image or latents; fewer frames than a window are gone on from (--first-alone),"
+            " or a lone one is repeated.",
         ),
     ] = None,
     guidance_scale: options.Guidance = None,

@@ -24,7 +24,8 @@ def generate(
     frames: Annotated[int | None, option("--frames", help="Frames of the clip.", show_default=options.FAMILY)] = None,
     steps: Annotated[int | None, option("--steps", help="Denoising steps.", show_default=options.FAMILY)] = None,
     start: Annotated[
-        str | None, option("--start", help="Frames that the clip begins with: an image, a video or latents.")
+        str | None,
+        option("--start", help="Frames that the clip goes on from: an image, a video or latents. See --first-alone."),
     ] = None,
     guidance_scale: options.Guidance = None,
     width: options.Width = None,

@@ -99,8 +99,8 @@ FirstAlone = Annotated[
     bool | None,
     option(
         "--first-alone/--no-first-alone",
-        help="Draw the clip's first frame by itself, then the others with it in sight; for models that have learnt to"
-        " go on from a frame.",
+        help="Draw the clip's first frame by itself, then the others with it in sight: for models that have learnt to"
+        " go on from a frame. With it, --start goes on from fewer frames than a clip has.",
         panel="Advanced",
         show_default=FAMILY,
     ),

@@ -104,7 +104,8 @@ class Sampler:
     ) -> Tensor:
         """The ordinary loop: pure noise x `[B C F h w]` -> latents at the ladder's floor.
 
-        given: clean frames `[B C n h w]` that the clip begins with; they stay, and the others come down behind them.
+        given: finished frames `[B C n h w]` that the clip begins with; they stay as they are, at the floor, and the
+        others come down with them in sight.
         progress: called with (steps done, steps in all), for a first frame alone and then for the others.
         """
         floor, top = self.ladder.floor, self.ladder.top

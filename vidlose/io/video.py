@@ -406,6 +406,8 @@ def _pictures(
                 if size:
                     upright = ImageOps.fit(upright, size, Image.Resampling.LANCZOS, centering=corner or (0.5, 0.5))
                 yield np.array(upright)
+                if file.format in ("JPEG", "MPO"):  # what follows in a photo is a thumbnail, or its other eye
+                    return
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: {error}") from None
 

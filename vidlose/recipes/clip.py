@@ -1,6 +1,5 @@
 """The clip of a run: all of it sampled, or what `--start` gives of it and the rest sampled on from there."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,37 +16,35 @@ from vidlose.recipes.output import check_ffmpeg
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
 
-@dataclass(frozen=True)
-class Start:
-    """Frames that a clip begins with: latents `[n C h w]`, or uint8 frames `[n H W 3]`."""
-
-    source: str
-    frames: Tensor
-
-    @torch.no_grad()
-    def encode(self, model: VideoModel, settled: Settled) -> Tensor:
-        """Clean latents `[1 C n h w]`. Raises InputError where latents do not fit."""
-        found, shape = self.frames.to(model.device), clip_shape(model, settled)
-        latents = model.vae.encode(from_uint8(found)) if found.dtype == torch.uint8 else found
-        if (latents.shape[1], *latents.shape[2:]) != (shape[0], *shape[2:]):
-            raise InputError(
-                f"{self.source} holds latents {tuple(latents.shape[1:])}, this run's are {(shape[0], *shape[2:])}"
-            )
-        return latents.transpose(0, 1)[None]
-
-
 def check_start(source: str | None) -> None:
     """Raises InputError where it is a video, or a picture, and nothing can read it."""
     if source and not source.endswith(SUFFIX):
         check_ffmpeg()
 
 
-def read_start(source: str, settled: Settled) -> Start:
-    """The first frames of a video, a picture or a file of latents, as many as a clip has. Raises InputError."""
-    if source.endswith(SUFFIX):
-        return Start(source, read_latents(Path(source))[: settled.frames])
-    pictures = read_frames(source, size=(settled.width, settled.height), limit=settled.frames)
-    return Start(source, torch.stack([torch.from_numpy(picture.copy()) for picture in pictures]))
+def read_start(source: str, model: VideoModel, settled: Settled) -> Tensor:
+    """The first frames of a video, a picture or a file of latents, as many as a clip has: latents `[n C h w]`, or
+    uint8 frames `[n H W 3]`. Raises InputError."""
+    if not source.endswith(SUFFIX):
+        pictures = read_frames(source, size=(settled.width, settled.height), limit=settled.frames)
+        return torch.stack([torch.from_numpy(picture.copy()) for picture in pictures])
+    latents = read_latents(Path(source))
+    channels, _, height, width = clip_shape(model, settled)
+    if latents.shape[1:] != (channels, height, width):
+        raise InputError(
+            f"{source} holds latents {tuple(latents.shape[1:])}, this run's are {(channels, height, width)}"
+        )
+    if not len(latents):
+        raise InputError(f"{source} has 0 frames")
+    return latents[: settled.frames].clone()  # no view: the file may be long
+
+
+@torch.no_grad()
+def encode(start: Tensor, model: VideoModel) -> Tensor:
+    """What `read_start` found, or some of it -> clean latents `[1 C n h w]`."""
+    start = start.to(model.device)
+    latents = model.vae.encode(from_uint8(start)) if start.dtype == torch.uint8 else start
+    return latents.transpose(0, 1)[None]
 
 
 def clip_shape(model: VideoModel, settled: Settled) -> tuple[int, int, int, int]:
@@ -63,7 +60,7 @@ def sample(
     model: VideoModel,
     settled: Settled,
     noise: NoiseSource,
-    start: Start | None,
+    start: Tensor | None,
     report: Reporter,
     signals: Signals,
     label: str,
@@ -74,6 +71,6 @@ def sample(
         signals.check()
         report.progress(label, done, total)
 
-    given = None if start is None else start.encode(model, settled)
+    given = None if start is None else encode(start, model)
     x = noise(1, *clip_shape(model, settled))
     return sampler.clip(denoise, x, noise, progress, given)[0]

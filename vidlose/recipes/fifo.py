@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidlose import checkpoints, parallel
 from vidlose.checkpoints.video_model import VideoModel
@@ -18,7 +19,7 @@ from vidlose.longvideo.refine import Refine
 from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.parallel import Processes
 from vidlose.recipes import fifo_state, prompts, runtime, tuned
-from vidlose.recipes.clip import Start, check_start, clip_shape, read_start, sample
+from vidlose.recipes.clip import check_start, clip_shape, encode, read_start, sample
 from vidlose.recipes.conditions import Conditions, check_picture
 from vidlose.recipes.fifo_run import Run
 from vidlose.recipes.fifo_state import Position, Saved
@@ -48,6 +49,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         runtime.settle_memory(device)
         model = checkpoints.load(config)
         config, settled = resolve(config, model, device)
+        start = None if saved else started(config, model, settled)
         fingerprint = model.fingerprint()
         if saved:
             saved.check_model(config.model, fingerprint)
@@ -59,7 +61,6 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         check_reuse(config, model, processes)
         check_picture(config, model)
         plan = strategies.plan(config, ladder, settled.frames)
-        start = None if saved else begin(config, settled)
         picture = None if config.image is None or saved else runtime.read_image(config.image, settled)
         model.ready(device, settled.torch_dtype)
         runtime.fuse(model.unet, device)
@@ -78,8 +79,8 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
 
         if saved:  # what is in the queue comes from the state
             clip = torch.zeros(clip_shape(model, settled), device=device)
-        elif start is not None and len(start.frames) == settled.frames:
-            clip = start.encode(model, settled)[0]
+        elif start is not None and len(start) == settled.frames:
+            clip = encode(start, model)[0]
             report.say(f"seed {settled.seed}")
         else:  # the base clip keeps the scale its model was trained with, as the reference does (FIFO.md §2)
             report.say(f"seed {settled.seed}")
@@ -205,21 +206,24 @@ def denoisers(config: FifoConfig, model: VideoModel) -> tuple[Denoiser, Denoiser
     return cached, cached if config.query_base else plain
 
 
-def begin(config: FifoConfig, settled: Settled) -> Start | None:
-    """What `--start` gives of the base clip: a lone picture is repeated for models that do not go on from a frame.
+def started(config: FifoConfig, model: VideoModel, settled: Settled) -> Tensor | None:
+    """What `--start` gives of the base clip: `[n ...]` frames to go on from, or all of it, where a lone one is repeated
+    for a model that does not go on from it.
 
-    Raises InputError where it is neither a whole clip nor something to go on from; UsageError where options are about
-    a base clip, and nothing of it is left to sample.
+    Raises InputError where they are too few; UsageError where options are about a base clip that is all there.
     """
     if config.start is None:
         return None
-    start = read_start(config.start, settled)
-    count, wanted = len(start.frames), settled.frames
-    if count == 1 and not settled.first_alone:
-        start = replace(start, frames=start.frames.expand(wanted, *start.frames.shape[1:]))
-    elif not count or (count < wanted and not settled.first_alone):
-        raise InputError(f"{config.start} has {count} frames, a window has {wanted}; give at least as many, or one")
+    frames, wanted = read_start(config.start, model, settled), settled.frames
+    if len(frames) == 1 and not settled.first_alone:
+        frames = frames.expand(wanted, *frames.shape[1:])
+    if len(frames) < wanted and not settled.first_alone:
+        raise InputError(
+            f"{config.start} has {len(frames)} frames, a window has {wanted}; give at least as many, or one, "
+            "or --first-alone to go on from them"
+        )
     for name in ("base_guidance", "base_steps", "query_base"):
-        if len(start.frames) == wanted and (value := getattr(config, name)) not in (None, True):
+        value = getattr(config, name)
+        if len(frames) == wanted and value is not None and value is not True:
             raise UsageError(f"--start leaves no base clip to sample: give it without {flag(name, value)}")
-    return start
+    return frames

@@ -1,10 +1,12 @@
 """`vidlose generate`: one clip for every prompt and seed, by the ordinary loop."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vidlose import checkpoints
 from vidlose.checkpoints.video_model import VideoModel
@@ -13,7 +15,7 @@ from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
 from vidlose.errors import InputError, UsageError, pick
 from vidlose.io.segments import check_parent
 from vidlose.recipes import prompts, runtime
-from vidlose.recipes.clip import Start, check_start, read_start, sample
+from vidlose.recipes.clip import check_start, read_start, sample
 from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
@@ -36,7 +38,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         model = checkpoints.load(config)
         ladder = model.schedule.ladder(model.spacing, config.steps or model.defaults.steps)
         plans = [(run, settle(run, model, device)) for run in runs]
-        starts = [begin(run, settled) for run, settled in plans]
+        start = started(config, model, [settled for _, settled in plans])
         fingerprint = model.fingerprint()
         model.ready(device, plans[0][1].torch_dtype)
         runtime.fuse(model.unet, device)
@@ -55,7 +57,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
                 stepper=stepper,
                 first_alone=settled.first_alone,
             )
-            one(run, settled, starts[index], model, fingerprint, sampler, report, signals)
+            one(run, settled, start, model, fingerprint, sampler, report, signals)
     return [run.output or "" for run in runs]
 
 
@@ -72,16 +74,23 @@ def settle(config: GenerateConfig, model: VideoModel, device: torch.device) -> S
     )
 
 
-def begin(config: GenerateConfig, settled: Settled) -> Start | None:
-    """What `--start` gives of the clip. Raises InputError where nothing of the clip is left to sample."""
+def started(config: GenerateConfig, model: VideoModel, plans: Sequence[Settled]) -> Tensor | None:
+    """What `--start` gives, `[n ...]` frames, fewer than any of the clips has.
+
+    Raises InputError where it fills a clip, or the model does not go on from frames.
+    """
     if config.start is None:
         return None
-    start = read_start(config.start, settled)
-    if len(start.frames) == settled.frames:
-        raise InputError(f"{config.start} fills the clip's {settled.frames} frames: --frames has to be more")
-    if not len(start.frames):
-        raise InputError(f"{config.start} has 0 frames")
-    return start
+    shortest = min(plans, key=lambda settled: settled.frames)
+    if not shortest.first_alone:
+        raise InputError(
+            f"--start: {config.model} has not learnt to go on from a frame (finetune --levels first does that); "
+            "give --first-alone to try it all the same"
+        )
+    frames = read_start(config.start, model, shortest)
+    if len(frames) == shortest.frames:
+        raise InputError(f"{config.start} fills the clip's {shortest.frames} frames: --frames has to be more")
+    return frames
 
 
 def videos(config: GenerateConfig) -> list[GenerateConfig]:
@@ -119,7 +128,7 @@ def output_of(run: GenerateConfig, index: int | None) -> str:
 def one(
     config: GenerateConfig,
     settled: Settled,
-    start: Start | None,
+    start: Tensor | None,
     model: VideoModel,
     fingerprint: str,
     sampler: Sampler,

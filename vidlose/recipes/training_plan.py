@@ -126,6 +126,7 @@ class Plan:
         """What a file has to say, for its tensors to be read rightly."""
         family = self.model.unet.family
         said: dict[str, Any] = {"prediction": self.prediction, "zero_terminal_snr": self.zero_terminal}
+        said["first_alone"] = self.model.defaults.first_alone or "first" in self.config.levels.split(",")
         if isinstance(family, AnimateDiff):
             norms = "diffusers" if family.motion_joint_norm else "original"
             said |= {"motion_heads": family.motion_heads, "heads": family.heads, "norm_mode": norms}
