@@ -19,6 +19,18 @@ stage() { # NAME CONFIG OPTIONS...
     fi
 }
 
+mixed() { # NAME UNET TEXT: the one's U-Net with the other's text encoder, by their folders
+    [ ! -e "$runs/$1" ] || return 0
+    rm -rf "$runs/$1.part"
+    cp -r "$runs/$2" "$runs/$1.part"
+    cp "$runs/$3/text_encoder/"* "$runs/$1.part/text_encoder/"
+    mv "$runs/$1.part" "$runs/$1"
+}
+
+after() { # NAME: the options that begin with a stage's result
+    echo "--model $runs/$1/model --motion-module $runs/$1/motion_module.safetensors"
+}
+
 mkdir -p "$runs"
 stage images images
 stage images-longer images-longer --model "$runs/images/model"
@@ -26,4 +38,17 @@ stage images-last images-longer --model "$runs/images-longer/model" --steps 3300
 [ -e "$runs/words" ] || python "$here/words.py" "$runs/images-last/model" "$runs/words"
 stage motion motion --model "$runs/words"
 stage together together --model "$runs/motion/model" --motion-module "$runs/motion/motion_module.safetensors"
-python "$here/export_model.py" "$runs/together/model" "$runs/together/motion_module.safetensors"
+
+mixed listening together/model words
+listening="--model $runs/listening --motion-module $runs/together/motion_module.safetensors"
+stage given directions $listening --steps 503 --levels diagonal,given,given --levels-share 0.9 --ema 0.99
+stage words-four directions $listening --steps 981 --frames 4 --batch-size 32 --levels first --levels-share 1 \
+    --logit-mean 3 --logit-std 0.7 --train-text-encoder --ema 0.99
+mixed telling given/model words-four/model
+stage four directions --model "$runs/telling" --motion-module "$runs/given/motion_module.safetensors" --steps 1276 \
+    --frames 4 --batch-size 32 --levels-partitions 4,8,16 --logit-mean 2
+stage sixteen directions $(after four) --steps 604
+stage pieces directions $(after sixteen) --steps 3708 --levels-partitions 1,2,4,8 --pieces 16,4 --ema 0.995
+stage last directions $(after pieces) --steps 650 --pieces 16,16,4 --logit-mean 1.2 --lr-schedule linear \
+    --warmup-steps 20 --ema 0.995
+python "$here/export_model.py" "$runs/last/model" "$runs/last/motion_module.safetensors"
