@@ -5,7 +5,7 @@
 #
 # What can be had differs from place to place: PIP_OPTIONS goes to pip (an index of CPU builds, say).
 set -euo pipefail
-python=${1:-python3.12} torch=${2:-2.11.*} triton=${3:-3.6.*}
+python=${1:-python3} torch=${2:-2.11.*} triton=${3:-3.6.*}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
