@@ -37,7 +37,7 @@ stage images-longer images-longer --model "$runs/images/model"
 stage images-last images-longer --model "$runs/images-longer/model" --steps 3300 --muon-rate 0.005 --learning-rate 3e-4
 [ -e "$runs/words" ] || python "$here/words.py" "$runs/images-last/model" "$runs/words"
 stage motion motion --model "$runs/words"
-stage together together --model "$runs/motion/model" --motion-module "$runs/motion/motion_module.safetensors"
+stage together together $(after motion)
 
 mixed listening together/model words
 listening="--model $runs/listening --motion-module $runs/together/motion_module.safetensors"

@@ -60,17 +60,16 @@ def sample(
     model: VideoModel,
     settled: Settled,
     noise: NoiseSource,
-    start: Tensor | None,
+    given: Tensor | None,
     report: Reporter,
     signals: Signals,
     label: str,
 ) -> Tensor:
-    """Clean latents `[C f h w]`. `label` names its progress."""
+    """Clean latents `[C f h w]`, of which `given` are the first: `[1 C n h w]`. `label` names its progress."""
 
     def progress(done: int, total: int) -> None:
         signals.check()
         report.progress(label, done, total)
 
-    given = None if start is None else encode(start, model)
     x = noise(1, *clip_shape(model, settled))
     return sampler.clip(denoise, x, noise, progress, given)[0]

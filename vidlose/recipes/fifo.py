@@ -63,6 +63,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         plan = strategies.plan(config, ladder, settled.frames)
         picture = None if config.image is None or saved else runtime.read_image(config.image, settled)
         model.ready(device, settled.torch_dtype)
+        given = None if start is None else encode(start, model)
         runtime.fuse(model.unet, device)
 
         guidance, base_guidance = guidances(config, settled)
@@ -77,18 +78,18 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         def denoise_frame(frame: int) -> Denoise:
             return conditions.denoise(timeline.at(frame - position.prompts_from))
 
+        if not saved:
+            report.say(f"seed {settled.seed}")
         if saved:  # what is in the queue comes from the state
             clip = torch.zeros(clip_shape(model, settled), device=device)
-        elif start is not None and len(start) == settled.frames:
-            clip = encode(start, model)[0]
-            report.say(f"seed {settled.seed}")
-        else:  # the base clip keeps the scale its model was trained with, as the reference does (FIFO.md §2)
-            report.say(f"seed {settled.seed}")
+        elif given is not None and given.shape[2] == settled.frames:
+            clip = given[0]
+        else:  # the base clip keeps the scale its model was trained with, as the reference does
             scaled = model.schedule.ladder("linspace", config.base_steps or steps)
             alone = settled.first_alone
             whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance, first_alone=alone)
             denoise = whole.bind(conditions.of(timeline.prompts[0]))
-            clip = sample(whole, denoise, model, settled, noise, start, report, signals, "base clip")
+            clip = sample(whole, denoise, model, settled, noise, given, report, signals, "base clip")
         if config.seed_frame and not saved:
             conditions.see(clip[:, 0])
         if config.compile:  # the base clip is of another shape, and short

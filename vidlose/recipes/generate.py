@@ -15,7 +15,7 @@ from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
 from vidlose.errors import InputError, UsageError, pick
 from vidlose.io.segments import check_parent
 from vidlose.recipes import prompts, runtime
-from vidlose.recipes.clip import check_start, read_start, sample
+from vidlose.recipes.clip import check_start, encode, read_start, sample
 from vidlose.recipes.output import Output, check_ffmpeg, check_output
 from vidlose.recipes.runtime import Reporter, Settled, Signals
 
@@ -41,6 +41,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
         start = started(config, model, [settled for _, settled in plans])
         fingerprint = model.fingerprint()
         model.ready(device, plans[0][1].torch_dtype)
+        given = None if start is None else encode(start, model)
         runtime.fuse(model.unet, device)
         if config.compile:
             runtime.compile(model.unet, device)
@@ -57,7 +58,7 @@ def generate(config: GenerateConfig, report: Reporter) -> list[str]:
                 stepper=stepper,
                 first_alone=settled.first_alone,
             )
-            one(run, settled, start, model, fingerprint, sampler, report, signals)
+            one(run, settled, given, model, fingerprint, sampler, report, signals)
     return [run.output or "" for run in runs]
 
 
@@ -128,7 +129,7 @@ def output_of(run: GenerateConfig, index: int | None) -> str:
 def one(
     config: GenerateConfig,
     settled: Settled,
-    start: Tensor | None,
+    given: Tensor | None,
     model: VideoModel,
     fingerprint: str,
     sampler: Sampler,
@@ -140,7 +141,7 @@ def one(
     noise = SeededNoise(settled.seed, model.device)
     image = None if config.image is None else runtime.read_image(config.image, settled)
     denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition, image))
-    latents = sample(sampler, denoise, model, settled, noise, start, report, signals, "steps").transpose(0, 1)
+    latents = sample(sampler, denoise, model, settled, noise, given, report, signals, "steps").transpose(0, 1)
     steps = sampler.ladder.top - sampler.ladder.floor
     resolved = {**config.resolved(), **asdict(settled), "steps": steps}
     card = runtime.card("generate", resolved, model, fingerprint) if config.metadata else None
