@@ -60,7 +60,7 @@ def test_goldens(golden, replay, stub, case, window_batch):
 
 
 def told(denoise, base, ladder, frames, lookahead, start, eta, noise, iterations):
-    """FIFO.md §3 and §4 as the reference does it: windows descending and in place, one at a time."""
+    """FIFO-Diffusion (arXiv 2405.11473) as its reference does it: windows descending and in place, one at a time."""
     steps = ladder.top
     lead = frames // 2 if lookahead else 0
     levels = [1] * lead + list(range(1, steps + 1))

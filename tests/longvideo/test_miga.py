@@ -103,7 +103,7 @@ def test_goldens(golden, replay, stub, case):
 
 
 def told(denoise, base, ladder, zigzag, guides, blocks, eta, noise):
-    """LONGVIDEO.md §2 and §3 as the original does it, one window after the other: what leaves the first stage."""
+    """MIGA's first stage (arXiv 2605.18233), one window after the other as in the original: what leaves it."""
     frames, steps = base.shape[1], ladder.top
     new, top = frames - guides, steps - 1
     queue, level = [], []

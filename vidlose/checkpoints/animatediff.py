@@ -28,7 +28,7 @@ from vidlose.models.unet import UNet
 
 NormMode = Literal["original", "diffusers"]
 """Whose group norms: AnimateDiff's (motion modules per frame; v1's residual blocks over all frames) or those of
-diffusers' UNetMotionModel (the other way about). The same weights give other frames (CHECKPOINTS.md 3)."""
+diffusers' UNetMotionModel (the other way about). The same weights give other frames."""
 
 RES = leaves(norm1="norm1", conv1="conv1", embed="time_emb_proj", norm2="norm2", conv2="conv2", skip="conv_shortcut")
 BLOCK = "transformer_blocks.0"

@@ -55,7 +55,7 @@ TRANSFORMER: Leaves = {
 # The first temporal transformer keeps 1-D convolutions where the others have linear layers.
 HEAD: Leaves = {**TRANSFORMER, "proj_in": Key("proj_in", after=1), "proj_out": Key("proj_out", after=1)}
 SCALE_TO = {"videocrafter1-1024": 0.3, "videocrafter2": 0.7, "videocrafter-i2v": 0.7}
-"""Where the signal's factor ends (use_scale, CHECKPOINTS.md 4.3), for files that do not hold it."""
+"""Where the signal's factor ends (VideoCrafter's use_scale), for files that do not hold it."""
 DEFAULTS = Defaults(width=512, height=320, steps=50, guidance=12.0, eta=1.0, fifo_guidance=12.0, fps_condition=28.0)
 OWN_DEFAULTS = {
     "videocrafter1-1024": replace(DEFAULTS, width=1024, height=576),

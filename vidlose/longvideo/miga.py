@@ -161,7 +161,7 @@ def plan(
 
 
 def _as_original(queue: Queue, *, blocks: int, filled: int) -> Tensor:
-    """The original's tail after the sweep of an iteration: LONGVIDEO.md §2 and §3."""
+    """The original's tail after the sweep of an iteration (arXiv 2605.18233)."""
     swept = queue.iteration + 1
     if swept == blocks and blocks <= filled:
         return queue.latents[:0]

@@ -1,4 +1,4 @@
-"""MIGA's second stage (arXiv 2605.18233; LONGVIDEO.md §6) as a stream: frames that left a queue with some noise are
+"""MIGA's second stage (arXiv 2605.18233) as a stream: frames that left a queue with some noise are
 taken down at one level for all of a window, noised again to one level above that at which they came, and taken down
 once more.
 

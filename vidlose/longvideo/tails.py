@@ -44,7 +44,7 @@ def white(queue: Queue, source: Source = fresh) -> Tensor:
 
 
 def base(queue: Queue, source: Source = fresh) -> Tensor:
-    """The base clip's last frame with noise (MIGA, LONGVIDEO.md §2): as much of it as the top level leaves."""
+    """The base clip's last frame with noise (MIGA, arXiv 2605.18233): as much of it as the top level leaves."""
     ladder, top = queue.sampler.ladder, queue.plan.top
     return ladder.alpha[top].float() * queue.memory[BASE] + ladder.sigma[top].float() * source(queue)
 
@@ -58,7 +58,7 @@ def coherent(queue: Queue, source: Source = fresh) -> Tensor:
 
 def coherent_reference(queue: Queue, source: Source = fresh) -> Tensor:
     """As `coherent` with the original's filter: G and 1 - G, with G = exp(-1/2) at frequency 0, which takes from the
-    variance of low frequencies (LONGVIDEO.md §9)."""
+    variance of low frequencies."""
     low = low_pass_reference(*queue.latents.shape[-2:]).to(queue.latents)
     return _mixed(_risen(queue), source(queue), low, 1 - low)
 

@@ -30,7 +30,7 @@ class Context:
     text: keys and values of T texts; T divides B*F and each serves a run of neighbouring frames.
     frame_mask: bool `[B F]`, False where a frame is hidden from temporal attention; of whole clips only.
     probe: called by every temporal attention; once more where gradient checkpointing runs it again on the way back.
-    query_cache: queries kept for the weighted Q-cache (FIFO.md §8), by the layer that made them, with the time in rows
+    query_cache: queries kept for the weighted Q-cache, by the layer that made them, with the time in rows
     at which it did.
     query_weight: the share of the cached query, v in `(1-v) q_dec + v q_enc`. query_attention: which attentions of a
     temporal transformer lend and borrow, "attn1", "attn2" or both.

@@ -103,7 +103,7 @@ class UNet(nn.Module):
         return (module for module in self.modules() if isinstance(module, CrossAttention))
 
     def _pair_queries(self) -> None:
-        """At each resolution, up block k borrows the query of down block max(last - k, first) (FIFO.md §8)."""
+        """For the Q-cache: at each resolution, up block k borrows the query of down block max(last - k, first)."""
         for down, up in zip(self.down, reversed(self.up), strict=True):
             for k, block in enumerate(up):
                 lender, borrower = _first_temporal(down[max(len(down) - 1 - k, 0)]), _first_temporal(block)

@@ -45,10 +45,12 @@ def diagonal(*partitions: int) -> Levels:
     """A window of FIFO's queue (Kim et al. 2024): F neighbouring rungs of n F, at any place where a window may stand.
 
     partitions: the queues, by n, of which one is drawn. With lookahead the first windows reach half a window below
-    the queue, where frames stand at the cleanest rung.
+    the queue, where frames stand at the cleanest rung. A lone frame is an image, at any timestep.
     """
 
     def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
+        if frames == 1:
+            return uniform(generator, 1, timesteps)
         count = partitions[int(torch.randint(len(partitions), (1,), generator=generator))]
         rungs = torch.linspace(0, timesteps - 1, count * frames, dtype=torch.float64).round().long()
         places = len(rungs) - frames + frames // 2 + 1
@@ -68,17 +70,26 @@ def given(density: Density = uniform) -> Levels:
     """
 
     def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
-        lone, count = torch.rand(2, generator=generator).tolist()
-        places = torch.randperm(frames, generator=generator)
-        places = places[: 1 if lone < 0.5 else 1 + int(count * (frames // 2))]
+        count = _few(generator, frames)
+        places = torch.randperm(frames, generator=generator)[:count]
         return _with_clean(places, density, generator, frames, timesteps)
 
     return draw
 
 
 def first(density: Density = uniform) -> Levels:
-    """The first frame nearly clean, as in `given`, the others at one level: a clip that goes on from a picture."""
-    return lambda generator, frames, timesteps: _with_clean(torch.tensor([0]), density, generator, frames, timesteps)
+    """The first frames nearly clean, as many as in `given`, the others at one level: a clip that goes on from them."""
+
+    def draw(generator: Generator, frames: int, timesteps: int) -> Tensor:
+        return _with_clean(torch.arange(_few(generator, frames)), density, generator, frames, timesteps)
+
+    return draw
+
+
+def _few(generator: Generator, frames: int) -> int:
+    """1 half of the time, else up to half of the frames."""
+    lone, count = torch.rand(2, generator=generator).tolist()
+    return 1 if lone < 0.5 else 1 + int(count * (frames // 2))
 
 
 def _with_clean(places: Tensor, density: Density, generator: Generator, frames: int, timesteps: int) -> Tensor:
