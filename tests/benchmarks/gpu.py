@@ -284,6 +284,23 @@ def diff_loss(bench: Bench) -> None:
             bench.row(f"diff loss, {name}", forward_backward_ms=ms, share_of_copy=bench.share(moved, ms))
 
 
+def norm(bench: Bench) -> None:
+    """Group norm into tokens, beside the norm and the copy that it saves, at AnimateDiff's widest."""
+    channels, side = (64, 5) if bench.smoke else (320, 64)
+    images = torch.randn(2 if bench.smoke else 32, channels, side, side, device=bench.device).to(bench.dtype)
+    weight, bias = torch.randn(2, channels, device=bench.device, dtype=bench.dtype)
+    moved = 3 * images.numel() * images.element_size()  # read for the moments, read again, written
+    for name, joint in (("per frame", False), ("joint", True)):
+        given = (images, len(images) // 2, 32, weight, bias, 1e-6)
+        for choice in ("triton", "eager"):
+            case = f"norm to tokens, {name}, {choice}"
+            with bench.peer(case, own=choice == "triton"), chosen(choice), torch.no_grad():
+                ms = bench.ms(
+                    lambda given=given, joint=joint: kernels.group_norm_tokens(*given, joint=joint).contiguous()
+                )
+                bench.row(case, forward_ms=ms, share_of_copy=bench.share(moved, ms))
+
+
 def motion_module(bench: Bench) -> None:
     """A whole motion module, and diffusers' of the same width."""
     channels, side, frames = (32, 2, 5) if bench.smoke else (320, 64, 16)
@@ -398,6 +415,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "steps": steps,
     "module": motion_module,
     "diff": diff_loss,
+    "norm": norm,
     "attention": attentions,
 }
 

@@ -118,6 +118,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "(position < channels * height * columns - 1)[None, :]",
     ),
     "huber's slope does not end": ("diff.py", "2.0 * tl.minimum(tl.maximum(out, -delta), delta)", "2.0 * out"),
+    "a norm's tail counts as zeros": ("norm.py", "tl.where(inside, x - own, 0.0)", "x - own"),
+    "the means' own spread is left out": ("norm.py", " + step * step * (begin * count / total)", ""),
+    "a clip's frames have their own means": ("norm.py", "whole.expand_as(clips)", "clips"),
+    "scale of the first image": ("norm.py", "tl.load(SCALE + image * channels + c", "tl.load(SCALE + c"),
     "weights of the first sample": ("diff.py", "tl.load(WEIGHTS + batch * M + m)", "tl.load(WEIGHTS + m)"),
 }
 """Name -> file, what stands there, what stands there instead."""

@@ -29,11 +29,12 @@ def triton_or_an_error(monkeypatch):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    from vidlose.kernels import attention, diff
+    from vidlose.kernels import attention, diff, norm
 
     memory = Guarded()
     monkeypatch.setattr(attention, "empty", memory)
     monkeypatch.setattr(diff, "empty", memory)
+    monkeypatch.setattr(norm, "empty", memory)
     yield
     memory.check()
 
@@ -128,6 +129,18 @@ def test_diff_loss(penalty, dtype, guarded):
         results.append((loss, energy, *torch.autograd.grad((loss * factor).sum(), leaf)))
     for one, other, tolerance in zip(*results, (2e-6, 2e-6, TOLERANCE[dtype]), strict=True):
         assert (one.double() - other).norm() < tolerance * other.norm()
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_group_norm_tokens(dtype, joint, guarded):
+    """At a network's own size, and the same to the bit again."""
+    images = torch.randn(32, 320, 40, 65, device=DEVICE).add_(5).to(dtype)
+    weight, bias = torch.randn(2, 320, device=DEVICE)
+    found, again = (kernels.group_norm_tokens(images, 16, 32, weight, bias, 1e-6, joint=joint) for _ in range(2))
+    expected = reference.group_norm_tokens(images.double(), 16, 32, weight.double(), bias.double(), 1e-6, joint)
+    assert torch.equal(found, again) and found.is_contiguous()
+    assert (found.double() - expected).norm() < TOLERANCE[dtype] * expected.norm()
 
 
 def test_in_a_cuda_graph():

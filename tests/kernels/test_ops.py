@@ -91,6 +91,11 @@ def test_registration_of_the_diff_loss(wants_grad):
     torch.library.opcheck(ops._diff_loss, given)
 
 
+def test_registration_of_the_norm():
+    given = (normal(4, 32, 3, 2, grad=False), 2, 32, torch.ones(32), torch.zeros(32), 1e-6, True)
+    torch.library.opcheck(ops._group_norm_tokens, given)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_one_graph(backend):
     layer, x = Layer(), normal(B, F, S, C)

@@ -156,3 +156,26 @@ def test_autocast_rounds_what_comes_in_and_no_more(name):
 def test_packed():
     packed = torch.cat(tensors(), -1)
     assert torch.equal(call(packed, None, None, OPTIONS["all"])[0], call(*tensors(), OPTIONS["all"])[0])
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+def test_group_norm_tokens(joint):
+    """Against the formula in loops; and what does not fit."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 6, 2, 3, generator=generator, dtype=torch.float64)
+    weight, bias = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    found = kernels.group_norm_tokens(images, 2, 3, weight, bias, 1e-5, joint=joint)
+    assert found.shape == (2, 2, 6, 6)
+    for b, f, c in itertools.product(range(2), range(2), range(6)):
+        frames = slice(2 * b, 2 * b + 2) if joint else 2 * b + f
+        group = images[frames, ..., c // 2 * 2 : c // 2 * 2 + 2, :, :]
+        std = (group.var(correction=0) + 1e-5).sqrt()
+        expected = (images[2 * b + f, c].flatten() - group.mean()) / std * weight[c] + bias[c]
+        torch.testing.assert_close(found[b, f, :, c], expected)
+    for wrong, message in (
+        ((images, 3, 3, weight, bias, 1e-5), r"of 3 frames, 3 groups"),
+        ((images, 2, 4, weight, bias, 1e-5), r"of 2 frames, 4 groups"),
+        ((images, 2, 3, weight[1:], bias, 1e-5), r"weight is \(5,\), expected \(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.group_norm_tokens(*wrong)

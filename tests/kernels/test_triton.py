@@ -10,7 +10,7 @@ os.environ["VIDLOSE_KERNELS"] = "triton"
 from tests.kernels.matrix import FULL, TOLERANCE, Call, Case, Guarded, assert_near, cases
 from vidlose import kernels
 from vidlose.errors import UsageError
-from vidlose.kernels import attention, diff, ops, reference
+from vidlose.kernels import attention, diff, norm, ops, reference
 from vidlose.kernels.tune import Setting
 
 
@@ -19,6 +19,7 @@ def guarded(monkeypatch):
     memory = Guarded()
     monkeypatch.setattr(attention, "empty", memory)
     monkeypatch.setattr(diff, "empty", memory)
+    monkeypatch.setattr(norm, "empty", memory)
     yield
     memory.check()
 
@@ -147,11 +148,45 @@ def test_diff_loss_without_gradient():
     torch.testing.assert_close(loss, energy.sum(1))
 
 
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize(
+    ("channels", "side", "dtype"),
+    [(64, (5, 7), torch.float32), (96, (1, 1), torch.float32), (160, (16, 17), torch.float32)]
+    + [(64, (9, 8), dtype) for dtype in (torch.float16, torch.bfloat16)],
+)
+def test_group_norm_tokens(channels, side, dtype, joint):
+    """Far from 0, where sums of squares would lose everything; frames differ; images of any strides."""
+    generator = torch.Generator().manual_seed(channels)
+    images = torch.randn(6, *side, channels, generator=generator).permute(0, 3, 1, 2)
+    images = (images + 20 + 3 * torch.arange(6)[:, None, None, None]).to(dtype)
+    weight, bias = torch.randn(2, channels, generator=generator)
+    found = kernels.group_norm_tokens(images, 3, 32, weight, bias, 1e-6, joint=joint)
+    expected = reference.group_norm_tokens(images.double(), 3, 32, weight.double(), bias.double(), 1e-6, joint)
+    assert found.dtype == dtype and found.is_contiguous() and found.shape == (2, 3, side[0] * side[1], channels)
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error < TOLERANCE[dtype]
+
+
+def test_group_norm_tokens_with_a_gradient_or_under_autocast():
+    """Plain torch, whose result is of another order in memory."""
+    images, weight, bias = torch.randn(2, 32, 3, 3), torch.ones(32), torch.zeros(32)
+    given = (2, 32, weight, bias, 1e-6)
+    assert kernels.group_norm_tokens(images, *given).is_contiguous()
+    assert not kernels.group_norm_tokens(images.requires_grad_(), *given).is_contiguous()
+    with torch.no_grad():
+        assert kernels.group_norm_tokens(images, *given).is_contiguous()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not kernels.group_norm_tokens(images, *given).is_contiguous()
+
+
 def test_what_is_not_taken(monkeypatch):
     """A sentence where Triton is wanted, the reference otherwise."""
 
     def attend(frames=3, width=8, dtype=torch.float32, **more):
         return kernels.temporal_attention(*torch.randn(3, 1, frames, 1, width).to(dtype), 1, **more)
+
+    def normed(images):
+        return kernels.group_norm_tokens(images, 1, 32, torch.ones(32), torch.ones(32), 1e-6)
 
     table = torch.randn(3, 256)
     for message, call in (
@@ -177,6 +212,9 @@ def test_what_is_not_taken(monkeypatch):
             "65 frames",
             lambda: kernels.diff_loss(*torch.randn(2, 1, 1, 65, 1, 1), torch.ones(1, 1, 65), torch.ones(1, 1)),
         ),
+        ("images are torch.float64", lambda: normed(torch.randn(2, 32, 3, 3).double())),
+        ("an image is too large", lambda: normed(torch.empty(1, 32, 2**14, 2**13, device="meta"))),
+        ("nothing in it", lambda: normed(torch.randn(0, 32, 3, 3))),
     ):
         with pytest.raises(UsageError, match=f"^VIDLOSE_KERNELS=triton, but .*{message}"):
             call()

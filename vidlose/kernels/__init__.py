@@ -120,6 +120,33 @@ def diff_loss(
     return reference.diff_loss(*given)
 
 
+def group_norm_tokens(
+    images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, *, joint: bool = False
+) -> Tensor:
+    """Group norm of images `[(B F) C H W]` as tokens `[B F S C]`, S = H*W; weight, bias `[C]`.
+
+    joint: statistics over the F frames of a clip, else of each frame. In fp32 within.
+
+    Triton writes the tokens as linear layers read them. For inference: plain torch, whose result is a view that is to
+    be copied, takes what wants a gradient or is under autocast. Raises ValueError on shapes that do not fit.
+    """
+    if images.dim() != 4 or images.shape[0] % frames or images.shape[1] % groups:
+        raise ValueError(
+            f"images are {tuple(images.shape)}; expected [(B F) C H W] of {frames} frames, {groups} groups"
+        )
+    for name, of in (("weight", weight), ("bias", bias)):
+        if of.shape != images.shape[1:2]:
+            raise ValueError(f"{name} is {tuple(of.shape)}, expected ({images.shape[1]},)")
+    given = (images, frames, groups, weight, bias, eps, joint)
+    wants_grad = torch.is_grad_enabled() and any(of.requires_grad for of in (images, weight, bias))
+    if may_be_triton(images) and not wants_grad and not reference.is_cast(images):
+        from vidlose.kernels import ops
+
+        if _is_taken(ops.refusal_norm(images)):
+            return ops.group_norm_tokens(*given)
+    return reference.group_norm_tokens(*given)
+
+
 def may_be_triton(x: Tensor) -> bool:
     """Whether Triton is wanted and runs where x lies."""
     chosen = _choice()

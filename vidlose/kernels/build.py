@@ -19,6 +19,7 @@ from typing import Any
 ARCHITECTURES = (80, 90)
 FLOATS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 MODEL_TYPE = {"Q", "K", "V", "OUT", "SHIFT", "CACHE", "TABLE_K", "TABLE_V", "GRAD", "DQ", "DK", "DV", "PRED", "TARGET"}
+MODEL_TYPE |= {"IMAGES", "TOKENS"}
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "bias": ("BIAS", "DBIAS"),
     "mask": ("MASK",),
@@ -33,7 +34,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: "forward", "backward" or "diff", for so many frames, and a head's width or an operator's rows."""
+    """One kernel: "forward", "backward", "diff", "moments" or "tokens", for so many frames, and a head's width, an
+    operator's rows or an image's channels."""
 
     kernel: str
     frames: int
@@ -63,6 +65,8 @@ EXTRAS = tuple(
         ("backward", 16, 40, arch, "bfloat16", ("mask", "bias")),
         ("backward", 16, 80, arch, "float16"),
         ("diff", 16, 48, arch, "bfloat16"),
+        ("moments", 16, 320, arch, "bfloat16"),
+        ("tokens", 16, 320, arch, "bfloat16"),
     )
 )
 """The options, once each; float16."""
@@ -85,10 +89,12 @@ def report(cases: Iterable[Case]) -> list[dict[str, Any]]:
 
 def measured(case: Case) -> dict[str, Any]:
     """Compiled: the case itself, registers, stack and shared bytes, and counts of instructions."""
-    from vidlose.kernels import attention, diff, tune
+    from vidlose.kernels import attention, diff, norm, tune
 
     if case.kernel == "diff":
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
+    elif case.kernel in ("moments", "tokens"):
+        fn, facts = (norm._moments, norm.MOMENTS) if case.kernel == "moments" else (norm._to_tokens, norm.TILE)
     else:
         import torch
 
@@ -136,8 +142,10 @@ def _divisible(name: str, case: Case) -> bool:
     """Pointers, strides of `[B F S C]` and `[B C F h w]`, sizes of pictures; not those of masks and weights."""
     if name == "frames":
         return case.frames % 16 == 0
+    if name == "channels":  # of latents they are 4
+        return case.kernel == "tokens"
     stride = re.fullmatch(r"s[qkvogcpt][bcfsy]", name)
-    return name.isupper() or name in ("pixels", "height", "columns") or stride is not None
+    return name.isupper() or name in ("size", "pixels", "height", "columns") or stride is not None
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

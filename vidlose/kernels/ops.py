@@ -1,12 +1,12 @@
 """The Triton kernels as torch operators: opaque to torch.compile, differentiable once, of one dtype within.
 
-`temporal_attention` and `diff_loss` are the door's, for what `refusal_*` has nothing against.
+`temporal_attention`, `diff_loss` and `group_norm_tokens` are the door's, for what `refusal_*` has nothing against.
 """
 
 import torch
 from torch import Tensor
 
-from vidlose.kernels import attention, diff
+from vidlose.kernels import attention, diff, norm
 from vidlose.kernels.reference import apart, working_dtype
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -62,6 +62,17 @@ def refusal_diff(pred: Tensor, target: Tensor, rows: Tensor) -> str | None:
     return None
 
 
+def refusal_norm(images: Tensor) -> str | None:
+    """Why the kernel does not take it, if so."""
+    if images.dtype not in DTYPES:
+        return f"images are {images.dtype}"
+    if images.shape[1:].numel() >= REACH:
+        return "an image is too large"
+    if images.numel() == 0:
+        return "there is nothing in it"
+    return None
+
+
 def temporal_attention(
     q: Tensor,
     k: Tensor | None,
@@ -111,6 +122,13 @@ def diff_loss(
     wants_grad = torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad)
     loss, energy, _ = _diff_loss(pred, target, rows.contiguous(), weight.contiguous(), penalty, delta, wants_grad)
     return loss, energy
+
+
+def group_norm_tokens(
+    images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
+) -> Tensor:
+    """See `vidlose.kernels.group_norm_tokens`."""
+    return _group_norm_tokens(images.contiguous(), frames, groups, weight.float(), bias.float(), eps, joint)
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -239,3 +257,16 @@ def _back_diff(ctx, d_loss, *_):
 
 
 _diff_loss.register_autograd(_back_diff, setup_context=_keep_diff)
+
+
+@torch.library.custom_op("vidlose::group_norm_tokens", mutates_args=())
+def _group_norm_tokens(
+    images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
+) -> Tensor:
+    return norm.group_norm_tokens(images, frames, groups, weight, bias, eps, joint)
+
+
+@_group_norm_tokens.register_fake
+def _(images, frames, groups, weight, bias, eps, joint):
+    count, channels, height, width = images.shape
+    return images.new_empty(count // frames, frames, height * width, channels)

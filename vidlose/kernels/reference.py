@@ -134,3 +134,15 @@ PENALTIES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "abs": lambda y, delta: y.abs(),
     "huber": huber,
 }
+
+
+def group_norm_tokens(
+    images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
+) -> Tensor:
+    """See `vidlose.kernels.group_norm_tokens`."""
+    clips = images.unflatten(0, (-1, frames))  # [B F C H W]
+    if joint and frames > 1:
+        clips = F.group_norm(clips.transpose(1, 2), groups, weight, bias, eps).transpose(1, 2)
+    else:
+        clips = F.group_norm(images, groups, weight, bias, eps).unflatten(0, (-1, frames))
+    return clips.flatten(3).transpose(2, 3)

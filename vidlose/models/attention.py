@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidlose.models.frames import to_images, to_tokens
+from vidlose.models.frames import to_images
 from vidlose.models.layers import Context, FeedForward, FrameNorm
 
 TEXT_ROWS = 77  # of the text `[T L D]`; an image's tokens follow them
@@ -84,7 +84,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        h = self.proj_in(to_tokens(self.norm(x, context.frames)))  # [N S C]
+        h = self.proj_in(self.norm.tokens(x, 1).flatten(0, 1))  # [N S C]
         h = h + self.attn1(self.norm1(h))
         x, h = context.rows.branch(x, h)
         h = h + self.attn2(self.norm2(h), context)

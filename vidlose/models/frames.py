@@ -1,4 +1,4 @@
-"""The four reshapes between frames folded into the batch and frames as an axis, views where strides allow; and the
+"""The three reshapes between frames folded into the batch and frames as an axis, views where strides allow; and the
 order in which tokens lie in memory."""
 
 from collections.abc import Callable
@@ -14,11 +14,6 @@ def fold(video: Tensor) -> Tensor:
 def unfold(images: Tensor, frames: int) -> Tensor:
     """`[(B F) C H W]` -> `[B C F H W]`."""
     return images.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def to_tokens(images: Tensor) -> Tensor:
-    """`[N C H W]` -> `[N S C]` with S = H*W."""
-    return images.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def to_images(tokens: Tensor, height: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidlose import kernels
 from vidlose.models.frames import fold, unfold
 from vidlose.models.rows import Rows
 
@@ -60,6 +61,10 @@ class FrameNorm(nn.GroupNorm):
         if not self.joint or frames == 1:
             return super().forward(x)
         return fold(super().forward(unfold(x, frames)))
+
+    def tokens(self, x: Tensor, frames: int) -> Tensor:
+        """The same as tokens `[B F S C]`."""
+        return kernels.group_norm_tokens(x, frames, self.num_groups, self.weight, self.bias, self.eps, joint=self.joint)
 
 
 class ResBlock(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidlose import kernels
-from vidlose.models.frames import frames_inside, in_order, to_images, to_tokens
+from vidlose.models.frames import frames_inside, in_order, to_images
 from vidlose.models.layers import Context, FeedForward, FrameNorm
 
 
@@ -205,7 +205,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         (x,) = context.rows.window(x)
-        h = to_tokens(self.norm(x, context.frames)).unflatten(0, (-1, context.frames))  # [B F S C]
+        h = self.norm.tokens(x, context.frames)  # [B F S C]
         if not kernels.may_be_triton(h):
             h = frames_inside(h)
         h = in_order(self.proj_in, h)
