@@ -48,7 +48,8 @@ mixed telling given/model words-four/model
 stage four directions --model "$runs/telling" --motion-module "$runs/given/motion_module.safetensors" --steps 1276 \
     --frames 4 --batch-size 32 --levels-partitions 4 --levels-partitions 8 --levels-partitions 16 --logit-mean 2
 stage sixteen directions $(after four) --steps 604
-stage pieces directions $(after sixteen) --steps 3708 --levels-partitions 1 --levels-partitions 2 --levels-partitions 4 --levels-partitions 8 --pieces 16 --pieces 4 --ema 0.995
-stage last directions $(after pieces) --steps 650 --pieces 16 --pieces 16 --pieces 4 --logit-mean 1.2 --lr-schedule linear \
-    --warmup-steps 20 --ema 0.995
+stage pieces directions $(after sixteen) --steps 3708 --levels-partitions 1 --levels-partitions 2 \
+    --levels-partitions 4 --levels-partitions 8 --pieces 16 --pieces 4 --ema 0.995
+stage last directions $(after pieces) --steps 650 --pieces 16 --pieces 16 --pieces 4 --logit-mean 1.2 \
+    --lr-schedule linear --warmup-steps 20 --ema 0.995
 python "$here/export_model.py" "$runs/last/model" "$runs/last/motion_module.safetensors"

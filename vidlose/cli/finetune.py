@@ -84,7 +84,7 @@ PANELS = {
         "noise_offset": "A shift shared by all pixels of a frame and channel.",
         "zero_terminal_snr": "Rescale the schedule so that its last step is noise alone (v and x0 only).",
         "levels": "Noise levels of a clip's frames: shared, independent, diagonal as in FIFO's queue, given (some"
-        " frames nearly clean, the others at one level) or first (only the first is). Several, with commas, are mixed.",
+        " frames nearly clean, the others at one level) or first (the first ones). Several, with commas, are mixed.",
         "levels_share": "Share of clips that have them; the others have one level.",
         "levels_density": "How often each level is drawn: uniform, or logit-normal, which prefers those in the middle.",
         "logit_mean": "Of logit-normal, in logits of t/T: below 0 towards clean frames.",
