@@ -42,7 +42,7 @@ def test_the_training_script(tmp_path, monkeypatch):
             for needed in (config.model, config.motion_module):  # made by a stage before
                 folders = {name for name in configs if needed and needed.startswith(f"{name}/")}
                 mixed = needed and Path(needed).name in ("words", "listening", "telling")
-                assert folders or mixed or needed in (None, "random:builtin"), needed
+                assert folders or mixed or needed in (None, "random:builtin", "new:v3"), needed
             configs[str(config.output)] = config
     assert list(configs)[-1] == f"{tmp_path}/runs/last" and f"{tmp_path}/runs/last/model" in exported
     assert configs[f"{tmp_path}/runs/pieces"].pieces == [16, 4]
