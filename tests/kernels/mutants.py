@@ -120,8 +120,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "huber's slope does not end": ("diff.py", "2.0 * tl.minimum(tl.maximum(out, -delta), delta)", "2.0 * out"),
     "a norm's tail counts as zeros": ("norm.py", "tl.where(inside, x - own, 0.0)", "x - own"),
     "the means' own spread is left out": ("norm.py", " + step * step * (begin * count / total)", ""),
-    "a clip's frames have their own means": ("norm.py", "whole.expand_as(clips)", "clips"),
-    "scale of the first image": ("norm.py", "tl.load(SCALE + image * channels + c", "tl.load(SCALE + c"),
+    "a clip's frames have their own means": ("norm.py", "+ size * away * away", ""),
+    "moments of the first clip": ("norm.py", "image // frames * frames * groups + c", "0 * image * groups + c"),
     "weights of the first sample": ("diff.py", "tl.load(WEIGHTS + batch * M + m)", "tl.load(WEIGHTS + m)"),
 }
 """Name -> file, what stands there, what stands there instead."""

@@ -19,7 +19,7 @@ from typing import Any
 ARCHITECTURES = (80, 90)
 FLOATS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 MODEL_TYPE = {"Q", "K", "V", "OUT", "SHIFT", "CACHE", "TABLE_K", "TABLE_V", "GRAD", "DQ", "DK", "DV", "PRED", "TARGET"}
-MODEL_TYPE |= {"IMAGES", "TOKENS"}
+MODEL_TYPE |= {"IMAGES", "TOKENS", "SCALE", "OFFSET"}
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "bias": ("BIAS", "DBIAS"),
     "mask": ("MASK",),
@@ -67,6 +67,7 @@ EXTRAS = tuple(
         ("diff", 16, 48, arch, "bfloat16"),
         ("moments", 16, 320, arch, "bfloat16"),
         ("tokens", 16, 320, arch, "bfloat16"),
+        ("tokens", 1, 320, arch, "bfloat16"),
     )
 )
 """The options, once each; float16."""
@@ -95,6 +96,8 @@ def measured(case: Case) -> dict[str, Any]:
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
     elif case.kernel in ("moments", "tokens"):
         fn, facts = (norm._moments, norm.MOMENTS) if case.kernel == "moments" else (norm._to_tokens, norm.TILE)
+        if case.frames == 1:  # as a launch finds it
+            facts = {**facts, "frames": 1}
     else:
         import torch
 
@@ -135,7 +138,7 @@ def _compile(fn: Any, facts: Mapping[str, Any], case: Case) -> Any:
 def _type(name: str, case: Case) -> str:
     if name.isupper():
         return {"MASK": "*u8"}.get(name, FLOATS[case.dtype] if name in MODEL_TYPE else "*fp32")
-    return "fp32" if name in ("scale", "delta") else "i32"
+    return "fp32" if name in ("scale", "delta", "eps") else "i32"
 
 
 def _divisible(name: str, case: Case) -> bool:

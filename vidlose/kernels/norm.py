@@ -35,19 +35,29 @@ def _moments(IMAGES, MEAN, SQUARES, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _to_tokens(
-    IMAGES, MEAN, SCALE, OFFSET, TOKENS,
-    channels, pixels, across, along,
+    IMAGES, MEAN, SQUARES, SCALE, OFFSET, TOKENS,
+    channels, pixels, groups, frames, size, across, along, eps,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS `[N S C]` = SCALE `[N C]` (IMAGES `[N C S]` - MEAN `[N C]`) + OFFSET `[C]`, a tile of it a program."""
+    """TOKENS `[N S C]` of IMAGES `[N C S]` by the moments `[N G]`, of `frames` images together, and SCALE and OFFSET
+    `[C]`: a tile of channels and pixels a program."""
     image = (tl.program_id(0) // (across * along)).to(tl.int64)
     part = tl.program_id(0) % (across * along)
     c = part // along * CHANNELS + tl.arange(0, CHANNELS)
     s = part % along * PIXELS + tl.arange(0, PIXELS)
     inside = (c < channels)[:, None] & (s < pixels)[None, :]
-    mean = tl.load(MEAN + image * channels + c, mask=c < channels, other=0.0)
-    scale = tl.load(SCALE + image * channels + c, mask=c < channels, other=0.0)
-    offset = tl.load(OFFSET + c, mask=c < channels, other=0.0)
+    moments = image // frames * frames * groups + c // (channels // groups)
+    mean = tl.zeros([CHANNELS], tl.float32)
+    for f in range(frames):
+        mean += tl.load(MEAN + moments + f * groups, mask=c < channels, other=0.0)
+    mean = mean / frames
+    squares = tl.zeros([CHANNELS], tl.float32)
+    for f in range(frames):
+        away = tl.load(MEAN + moments + f * groups, mask=c < channels, other=0.0) - mean
+        squares += tl.load(SQUARES + moments + f * groups, mask=c < channels, other=0.0) + size * away * away
+    scale = tl.load(SCALE + c, mask=c < channels, other=0.0).to(tl.float32)
+    offset = tl.load(OFFSET + c, mask=c < channels, other=0.0).to(tl.float32)
+    scale = scale * tl.rsqrt(squares / size / frames + eps)
     first = image * channels * pixels
     x = tl.load(IMAGES + first + c[:, None] * pixels + s[None, :], mask=inside, other=0.0).to(tl.float32)
     tokens = tl.trans((x - mean[:, None]) * scale[:, None] + offset[:, None])
@@ -62,28 +72,17 @@ TILE: dict[str, Any] = {"CHANNELS": 64, "PIXELS": 64, "num_warps": 4, "num_stage
 def group_norm_tokens(
     images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
 ) -> Tensor:
-    """Contiguous images `[(B F) C H W]`, fp32 weight and bias `[C]` -> `[B F S C]`."""
+    """Contiguous images `[(B F) C H W]`, contiguous weight and bias `[C]` -> `[B F S C]`."""
     count, channels, height, width = images.shape
     pixels, size = height * width, channels // groups * height * width
-    mean = empty(count, groups, like=images, dtype=torch.float32)
-    squares = torch.empty_like(mean)
-    with torch.cuda.device_of(images):
-        _moments[(count * groups,)](images, mean, squares, size, **MOMENTS)
-    if joint:
-        mean, squares, size = *_together(mean, squares, size, frames), frames * size
-    mean, scale = (of.repeat_interleave(channels // groups, 1) for of in (mean, (squares / size + eps).rsqrt()))
     across, along = triton.cdiv(channels, TILE["CHANNELS"]), triton.cdiv(pixels, TILE["PIXELS"])
+    mean, squares = (empty(count, groups, like=images, dtype=torch.float32) for _ in range(2))
     tokens = empty(count, pixels, channels, like=images, dtype=images.dtype)
     with torch.cuda.device_of(images):
+        _moments[(count * groups,)](images, mean, squares, size, **MOMENTS)
         _to_tokens[(count * across * along,)](
-            images, mean, scale * weight, bias.contiguous(), tokens, channels, pixels, across, along, **TILE
+            images, mean, squares, weight, bias, tokens,
+            channels, pixels, groups, frames if joint else 1, size, across, along, eps,
+            **TILE,
         )  # fmt: skip
     return tokens.unflatten(0, (-1, frames))
-
-
-def _together(mean: Tensor, squares: Tensor, size: int, frames: int) -> tuple[Tensor, Tensor]:
-    """The moments of each frame, `[(B F) G]` -> those of its whole clip."""
-    clips, sums = (moment.unflatten(0, (-1, frames)) for moment in (mean, squares))
-    whole = clips.mean(1, keepdim=True)
-    spread = sums.sum(1, keepdim=True) + size * (clips - whole).square().sum(1, keepdim=True)
-    return whole.expand_as(clips).flatten(0, 1), spread.expand_as(sums).flatten(0, 1)

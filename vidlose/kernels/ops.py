@@ -128,7 +128,7 @@ def group_norm_tokens(
     images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
 ) -> Tensor:
     """See `vidlose.kernels.group_norm_tokens`."""
-    return _group_norm_tokens(images.contiguous(), frames, groups, weight.float(), bias.float(), eps, joint)
+    return _group_norm_tokens(images.contiguous(), frames, groups, weight.contiguous(), bias.contiguous(), eps, joint)
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
