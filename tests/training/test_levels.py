@@ -25,10 +25,13 @@ def test_shared_and_independent():
     assert min(len(one.unique()) for one in draws(levels.independent())) > F // 2
 
 
-def test_logit_normal():
-    found = torch.cat(draws(levels.independent(levels.logit_normal(1.0, 0.5)))).double() / T
-    for quantile, logit in ((0.159, 0.5), (0.5, 1.0), (0.841, 1.5)):
-        assert abs(found.quantile(quantile) - torch.sigmoid(torch.tensor(logit))) < 0.01
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 0.8)])
+def test_logit_normal(mean, std):
+    place = (torch.cat(draws(levels.independent(levels.logit_normal(mean, std)), count=1000)).double() + 0.5) / T
+    logits = torch.logit(place)
+    assert abs(logits.mean() - mean) < 0.03 and abs(logits.std() - std) < 0.03
+    assert all(len(one.unique()) == 1 for one in draws(levels.shared(levels.logit_normal(mean, std))))
+    assert all(int(one.max()) == T - 1 for one in draws(levels.shared(levels.logit_normal(10, 0.01))))
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 4])
@@ -40,6 +43,11 @@ def test_a_diagonal_is_a_window_of_the_queue(partitions):
     }
     found = {tuple(one.tolist()) for one in draws(levels.diagonal(partitions), count=2000)}
     assert found <= windows and len(found) == partitions * F - F + ahead + 1  # every place there is
+
+
+def test_a_diagonal_is_of_one_of_several_queues():
+    steps = torch.stack([one[-2:].diff() for one in draws(levels.diagonal(1, 4))])
+    assert 0.4 < (steps < T // F).float().mean() < 0.6
 
 
 def test_a_lone_frame_is_an_image():
@@ -79,9 +87,13 @@ def test_given_frames_are_never_the_noisier_ones():
 def test_pieces_are_drawn_apart():
     for one in draws(levels.in_pieces(levels.shared(), 4), count=50):
         assert [len(piece.unique()) for piece in one.split(4)] == [1] * 4 and len(one.unique()) > 1
+    whole = levels.in_pieces(levels.diagonal(2), F)
+    assert torch.equal(torch.stack(draws(whole)), torch.stack(draws(levels.diagonal(2))))
 
 
 def test_mixtures():
     clean, noise = levels.shared(noisy(1)), levels.shared(noisy(2))
     for kind, share in ((levels.one_of(clean, noise), 0.5), (levels.mixture(clean, noise, 0.25), 0.25)):
-        assert abs(torch.stack(draws(kind)).eq(1).double().mean() - share) < 0.08
+        assert abs(torch.stack(draws(kind, count=1000)).eq(1).double().mean() - share) < 0.05
+    assert torch.equal(draws(levels.one_of(clean), count=1)[0], torch.ones(F, dtype=torch.int64))
+    assert all((one == 2).all() for one in draws(levels.mixture(clean, noise, 0.0)))
