@@ -29,7 +29,7 @@ check: $(READY)  ## lint, types, tests; changes nothing
 
 kernels: $(READY)  ## faults put into them by hand, their benchmarks on nothing, another Triton: minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kernels.mutants
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.gpu --smoke steps module diff norm
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.gpu --smoke steps module diff norm fifo
 	tests/kernels/other_triton.sh $(BIN)/python
 
 style: $(READY)  ## fix what can be fixed

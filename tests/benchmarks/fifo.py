@@ -21,6 +21,7 @@ from vidlose.checkpoints import random
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition, Denoise, Denoiser
 from vidlose.diffusion.sampling import Sampler, SeededNoise
+from vidlose.diffusion.schedule import NoiseSchedule
 from vidlose.longvideo import fifo
 from vidlose.longvideo.queue import Queue, fill
 from vidlose.models.unet import UNet
@@ -121,15 +122,26 @@ def named(family: str, channels: int | None, latent: int) -> str:
     return f"{family} {'' if channels is None else f'{channels}ch '}{latent}x{latent}"
 
 
-def queue_of(model: VideoModel, network, window_batch: int | None, latent: int) -> Queue:
-    ladder = model.schedule.ladder("linspace", PARTITIONS * FRAMES)
+def queue_of(
+    unet: UNet,
+    network: Any,
+    window_batch: int | None,
+    height: int,
+    width: int,
+    *,
+    device: str = "cpu",
+    frames: int = FRAMES,
+    partitions: int = PARTITIONS,
+) -> Queue:
+    """Of `network`, which is `unet` or calls it, at a size of latents; the text is noise, and so is the base clip."""
+    ladder = NoiseSchedule.of("linear").ladder("linspace", partitions * frames)
     sampler = Sampler(Denoiser(network), ladder, guidance=7.5, eta=1.0)
-    condition: Condition = model.condition("a red ball bouncing over green hills", "", 8)
-    denoise: Denoise = sampler.bind(condition)
-    plan = fifo.plan(ladder, FRAMES, lookahead=True, start="uniform")
-    noise = SeededNoise(0)
-    base = noise(4, FRAMES, latent, latent)
-    latents = fill(base, plan, ladder, noise)
+    noise = SeededNoise(0, device)
+    like = next(unet.parameters())
+    text, null = noise(2, 1, 77, unet.family.text_width).to(like).unbind()
+    denoise: Denoise = sampler.bind(Condition(text, null, 8))
+    plan = fifo.plan(ladder, frames, lookahead=True, start="uniform")
+    latents = fill(noise(unet.family.latent_channels, frames, height, width), plan, ladder, noise)
     return Queue(plan, sampler, lambda _: denoise, noise, latents, window_batch=window_batch)
 
 
@@ -171,7 +183,7 @@ def compare(family: str, channels: int | None, latent: int, sweeps: int, compile
     model = sized(family, channels)
     case = named(family, channels, latent)
     timed = Timed(model.unet)
-    queue = queue_of(model, timed, None, latent)
+    queue = queue_of(model.unet, timed, None, latent, latent)
     next(queue)
     next(queue)
     timed.seconds, began = 0.0, clock()
@@ -181,7 +193,7 @@ def compare(family: str, channels: int | None, latent: int, sweeps: int, compile
     whole = clock() - began
     append("fifo", case, seconds_per_frame=whole / sweeps, share_inside_unet=timed.seconds / whole)
 
-    queues = {name: queue_of(model, *side, latent) for name, side in sides(model, compiled).items()}
+    queues = {name: queue_of(model.unet, *side, latent, latent) for name, side in sides(model, compiled).items()}
     for name, queue in queues.items():
         next(queue)  # the first frame needs no sweep
         began = clock()
@@ -202,7 +214,7 @@ def compare(family: str, channels: int | None, latent: int, sweeps: int, compile
 def profile(family: str, channels: int | None, latent: int) -> None:
     """Where the time goes that is left: shares of torch's operations in a sweep."""
     model = sized(family, channels)
-    queue = queue_of(model, model.unet, None, latent)
+    queue = queue_of(model.unet, model.unet, None, latent, latent)
     next(queue)
     next(queue)
     with torch.profiler.profile() as found:

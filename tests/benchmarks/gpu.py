@@ -1,4 +1,5 @@
-"""Kernels on a card: temporal attention and the diff loss beside their peers, and whole steps with kernels on and off.
+"""Kernels on a card: temporal attention and the diff loss beside their peers, whole steps with kernels on and off, and
+FIFO beside the original's structure of calls.
 
 Shares are of the copy bandwidth measured first: attention need not move more than q, k, v and the output, on the way
 back those, two gradients more and the output's. What peers need around them (copies into their layout, and back) is
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.benchmarks import rows
+from tests.benchmarks import fifo, rows
 from vidlose import kernels
 from vidlose.kernels import reference, tune
 from vidlose.models.animatediff import AnimateDiff
@@ -37,6 +39,8 @@ from vidlose.models.layers import Context
 from vidlose.models.rows import Rows
 from vidlose.models.temporal import TemporalAttention, TemporalTransformer
 from vidlose.models.unet import UNet
+from vidlose.models.videocrafter import VideoCrafter
+from vidlose.recipes import runtime
 
 SEQUENCES = 32768  # a call: a grid's second axis has 16 bits
 
@@ -86,6 +90,11 @@ class Bench:
             print(f"gpu  {case}  {metrics}", flush=True)
         else:
             rows.append("gpu", case, device="cuda", **metrics)
+
+    def wait(self) -> None:
+        """Until the card has done what it was told."""
+        if not self.smoke:
+            torch.cuda.synchronize()
 
     def ms(self, run: Callable[[], Any]) -> float:
         """The median, of the card's own time: `tune.milliseconds`."""
@@ -342,21 +351,25 @@ def motion_module(bench: Bench) -> None:
         run("diffusers", diffusers(), "eager")
 
 
-def network(bench: Bench) -> tuple[UNet, tuple[Tensor, ...]]:
-    """AnimateDiff v2 on Stable Diffusion 1.5 with random weights, 512x512x16, both branches of guidance."""
-    family, side, frames = AnimateDiff(motion_middle=True), 64, 16
+SIZES: dict[str, tuple[AnimateDiff | VideoCrafter, tuple[int, int]]] = {
+    "animatediff 512x512": (AnimateDiff(motion_middle=True), (64, 64)),
+    "videocrafter2 512x320": (VideoCrafter(), (40, 64)),
+}
+"""Networks of real size, and the height and width of their latents."""
+
+
+def network(bench: Bench, family: AnimateDiff | VideoCrafter) -> UNet:
+    """With random weights."""
     if bench.smoke:
-        family = replace(family, channels=(32, 32), attention=(True, False), blocks=1, text_width=16)
-        side, frames = 4, 3
+        few = {"channels": (64, 64), "attention": (True, False), "blocks": 1, "text_width": 16}
+        family = type(family)(**{**vars(family), **few})
     torch.manual_seed(0)
     with torch.device(bench.device):
         unet = UNet(family).to(bench.dtype)
         for parameter in unet.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-        x = torch.randn(2, 4, frames, side, side, dtype=bench.dtype)
-        timestep = torch.randint(0, 1000, (2, frames))
-        return unet, (x, timestep, torch.randn(2, 77, family.text_width, dtype=bench.dtype))
+    return unet
 
 
 def peak(bench: Bench, run: Callable[[], Any]) -> float:
@@ -370,8 +383,13 @@ def peak(bench: Bench, run: Callable[[], Any]) -> float:
 
 def steps(bench: Bench) -> None:
     """A call of the U-Net, and a training step of its motion modules, with kernels on and off."""
-    unet, given = network(bench)
-    unet.eval().requires_grad_(False)
+    family, size = SIZES["animatediff 512x512"]
+    frames, size = (3, (4, 4)) if bench.smoke else (16, size)
+    unet = network(bench, family).eval().requires_grad_(False)
+    with torch.device(bench.device):
+        x = torch.randn(2, 4, frames, *size, dtype=bench.dtype)
+        text = torch.randn(2, 77, unet.family.text_width, dtype=bench.dtype)
+        given = (x, torch.randint(0, 1000, (2, frames)), text)
 
     @torch.no_grad()
     def call() -> Tensor:
@@ -389,7 +407,6 @@ def steps(bench: Bench) -> None:
         parameter.requires_grad_()
     optimizer = torch.optim.AdamW(trained, 1e-5)
     unet.train().gradient_checkpointing = True
-    frames = given[0].shape[2]
     operator = torch.eye(frames, device=bench.device) - torch.eye(frames, device=bench.device).roll(1, 1)
     operator, weight = operator.expand(2, frames, frames), torch.ones(2, frames, device=bench.device)
 
@@ -404,6 +421,70 @@ def steps(bench: Bench) -> None:
             bench.row(f"training step 512x512x16, {name}", ms=bench.ms(train), peak_gib=peak(bench, train))
 
 
+def measure_products(bench: Bench) -> float:
+    """Operations a second, of a product of matrices that leaves nothing to wish for."""
+    side = 64 if bench.smoke else 8192
+    a, b = torch.randn(2, side, side, device=bench.device).to(bench.dtype).unbind()
+    found = 2 * side**3 / (bench.ms(lambda: a @ b) / 1e3)
+    bench.row("product of 8192x8192", tflop_per_s=found / 1e12)
+    return found
+
+
+@torch.no_grad()
+def endless(bench: Bench) -> None:
+    """FIFO's sweep: the original's structure of calls and ours, of the same modules with kernels on, in turns."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
+    most = measure_products(bench)
+    for name, (family, size) in SIZES.items():
+        unet = network(bench, family).eval()
+        lean = network(bench, family).eval()
+        lean.fuse()
+        graph = network(bench, family).eval()
+        graph.fuse()
+        runtime.compile(graph, torch.device(bench.device), "eager" if bench.smoke else "inductor")
+        sides: dict[str, tuple[Any, int | None]] = {
+            "original": (fifo.Calls(unet), 1),
+            "all": (unet, None),
+            "all, 4 windows a batch": (unet, 4),
+            "all, fused": (lean, None),
+            "all, fused, compiled": (graph, None),
+        }
+        kernels_on = "eager" if bench.smoke else "triton"  # an interpreter would take an hour
+        small = {"frames": 4, "partitions": 1} if bench.smoke else {}
+        size = (2, 2) if bench.smoke else size
+        queues, seconds = {}, {}
+        for side, (of, batch) in sides.items():
+            with bench.peer(f"fifo, {name}, {side}", own=True), chosen(kernels_on):
+                queue = fifo.queue_of(unet, of, batch, *size, device=bench.device, **small)
+                next(queue)  # the first frame needs no sweep
+                next(queue)  # compilers
+                next(queue)  # and what they keep of a second call, as graphs are
+                bench.row(f"fifo, {name}, {side}", peak_gib=peak(bench, lambda queue=queue: next(queue)))
+                queues[side], seconds[side] = queue, []
+        work = float("nan")
+        if "all" in queues:
+            with FlopCounterMode(display=False) as counted, chosen(kernels_on):
+                next(queues["all"])
+            work = counted.get_total_flops()
+        for _ in range(1 if bench.smoke else 5):
+            for side, queue in queues.items():
+                with chosen(kernels_on):
+                    bench.wait()
+                    began = time.perf_counter()
+                    next(queue)
+                    bench.wait()
+                    seconds[side].append(time.perf_counter() - began)
+        for side, ours in seconds.items():
+            ratios = [theirs / mine for theirs, mine in zip(seconds.get("original", ours), ours, strict=True)]
+            metrics = {"seconds_per_frame": median(ours), "original_over_ours": median(ratios)}
+            if side != "original":
+                metrics["share_of_products"] = work / median(ours) / most
+            bench.row(f"fifo, {name}, {side}", **metrics)
+        del queues, unet, lean, graph, sides
+        torch._dynamo.reset()
+
+
 def attentions(bench: Bench) -> None:
     """All shapes."""
     for shape in TINY if bench.smoke else SHAPES:
@@ -416,6 +497,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "module": motion_module,
     "diff": diff_loss,
     "norm": norm,
+    "fifo": endless,
     "attention": attentions,
 }
 

@@ -32,7 +32,7 @@ def main() -> None:
     processes = parallel.join("cpu")
     for family, channels in (("animatediff-v2", 32), ("videocrafter2", 32)):
         model = sized(family, channels)
-        queue = queue_of(model, model.unet, None, LATENT)
+        queue = queue_of(model.unet, model.unet, None, LATENT, LATENT)
         queue.processes = processes
         next(queue)  # the first frame needs no sweep
         next(queue)

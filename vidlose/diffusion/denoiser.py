@@ -195,6 +195,7 @@ class Denoiser:
                 of = {"windows": view.windows.to(x.device), "keep": view.keep.to(x.device)}
             if view is not None and view.deep is not None:
                 of["deep"] = view.deep
-            return self.network(x, timestep, keys, fps, branches=branches, **of, **self.options).to(x.dtype)
+            found = self.network(x, timestep, keys, fps, branches=branches, **of, **self.options)
+            return found.to(x.dtype, copy=True)  # the next call may write where this one did: CUDA graphs do
 
         return Bound(output, self.prediction, ladder)
