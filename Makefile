@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # A file stays with one of them: the README's commands need what those before them made.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-full check kernels style bench bench-gpu clean
+.PHONY: demo test test-slow test-full check kernels style bench bench-gpu clean
 
 demo: $(READY)  ## endless video from the built-in model, to out/demo.mp4, and its contact sheet
 	mkdir -p out
@@ -17,6 +17,9 @@ demo: $(READY)  ## endless video from the built-in model, to out/demo.mp4, and i
 
 test: $(READY)  ## the tests
 	$(PYTEST)
+
+test-slow: $(READY)  ## those that `make test` leaves out, of processes that are killed, say: minutes
+	$(PYTEST) -m slow
 
 test-full: $(READY)  ## models of real size with random weights: 7 GB of disk, 10 GB of memory, minutes
 	VIDLOSE_TEST_FULL=1 $(BIN)/python -m pytest tests/full -s

@@ -60,6 +60,7 @@ def shrunk(command: str) -> str:
     return command + " --frames 3" if " finetune clips/ " in command else command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(folder, command):
     if "--resume river.fifo.safetensors" in command and "--extend" not in command:

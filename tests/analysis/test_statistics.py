@@ -85,6 +85,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DRAWN)
 @pytest.mark.parametrize("prompts", [6, 8, 10, 16])
 def test_few_prompts_name_no_more_false_winners_than_promised(prompts, kind, monkeypatch):

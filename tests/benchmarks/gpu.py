@@ -1,5 +1,5 @@
-"""Kernels on a card: temporal attention and the diff loss beside their peers, whole steps with kernels on and off, and
-FIFO beside the original's structure of calls.
+"""Kernels on a card: temporal attention, the diff loss and the norm beside their peers, whole steps with kernels on and
+off, and FIFO beside the original's structure of calls.
 
 Shares are of the copy bandwidth measured first: attention need not move more than q, k, v and the output, on the way
 back those, two gradients more and the output's. What peers need around them (copies into their layout, and back) is
@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
@@ -295,19 +295,28 @@ def diff_loss(bench: Bench) -> None:
 
 def norm(bench: Bench) -> None:
     """Group norm into tokens, beside the norm and the copy that it saves, at AnimateDiff's widest."""
-    channels, side = (64, 5) if bench.smoke else (320, 64)
-    images = torch.randn(2 if bench.smoke else 32, channels, side, side, device=bench.device).to(bench.dtype)
+    channels, side, frames = (64, 5, 2) if bench.smoke else (320, 64, 16)
+    images = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
     weight, bias = torch.randn(2, channels, device=bench.device, dtype=bench.dtype)
-    moved = 3 * images.numel() * images.element_size()  # read for the moments, read again, written
+    moved = 3 * images.numel() * images.element_size()  # at least: read for the moments, read again, written
     for name, joint in (("per frame", False), ("joint", True)):
-        given = (images, len(images) // 2, 32, weight, bias, 1e-6)
-        for choice in ("triton", "eager"):
-            case = f"norm to tokens, {name}, {choice}"
-            with bench.peer(case, own=choice == "triton"), chosen(choice), torch.no_grad():
-                ms = bench.ms(
-                    lambda given=given, joint=joint: kernels.group_norm_tokens(*given, joint=joint).contiguous()
-                )
-                bench.row(case, forward_ms=ms, share_of_copy=bench.share(moved, ms))
+        given = (images, frames, 32, weight, bias, 1e-6)
+        exact = reference.group_norm_tokens(images.double(), frames, 32, weight.double(), bias.double(), 1e-6, joint)
+        for peer, of in (
+            ("ours", partial(kernels.group_norm_tokens, *given, joint=joint)),
+            ("torch", partial(copied_norm, *given, joint)),
+            ("torch, compiled", partial(_compiled(copied_norm), *given, joint)),
+        ):
+            case = f"norm to tokens, {name}, {peer}"
+            with bench.peer(case, own=peer == "ours"), chosen("triton"), torch.no_grad():
+                error = (of().double() - exact).norm() / exact.norm()
+                ms = bench.ms(of)
+                bench.row(case, forward_ms=ms, share_of_copy=bench.share(moved, ms), error=error.item())
+
+
+def copied_norm(*given: Any) -> Tensor:
+    """As a linear layer reads it."""
+    return reference.group_norm_tokens(*given).contiguous()
 
 
 def motion_module(bench: Bench) -> None:

@@ -232,6 +232,7 @@ def large(tmp_path_factory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 @pytest.mark.parametrize("name", ["many.safetensors", "one.safetensors", "many.ckpt"])
 @pytest.mark.parametrize(("dtype", "model"), [("float16", 0), ("bfloat16", 200), ("float32", 400)])

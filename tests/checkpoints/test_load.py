@@ -16,6 +16,7 @@ from torch import Size, Tensor
 
 from tests.checkpoints import assembly
 from tests.checkpoints.assembly import BASES, CPU, HEADER, MOTION_HEADER, MOTIONS, POSITIONS, Tensors, deviation
+from tests.marks import slow
 from vidlose import checkpoints
 from vidlose.checkpoints import openclip
 from vidlose.checkpoints.files import Weights
@@ -265,6 +266,7 @@ def test_positions_are_computed_where_the_file_has_none(animatediff, tmp_path):
     assert deviation(load(base, motion_module=path), io) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["mm_v1", "mm_v3"])
 def test_without_positions_the_config_decides_the_version(animatediff, tmp_path, version):
     unet, motion, io = animatediff(version)
@@ -609,9 +611,9 @@ def assert_no_strangers(path: Path, shapes: dict[str, Size], open: Callable, kno
     ("manifest", "family", "size"),
     [
         ("videocrafter_t2v_512_v2.0", "videocrafter2", 1_850_984_324),
-        ("videocrafter_t2v_1024_v1.0", "videocrafter1-1024", 1_584_236_020),
-        ("videocrafter_t2v_512_v1.0", "videocrafter1-512", 1_582_184_460),
-        ("videocrafter_i2v_512_v1.0", "videocrafter-i2v", 2_608_885_125),
+        slow("videocrafter_t2v_1024_v1.0", "videocrafter1-1024", 1_584_236_020),
+        slow("videocrafter_t2v_512_v1.0", "videocrafter1-512", 1_582_184_460),
+        slow("videocrafter_i2v_512_v1.0", "videocrafter-i2v", 2_608_885_125),
     ],
 )
 def test_published_videocrafter(tmp_path, manifest, family, size):
@@ -628,7 +630,7 @@ def test_published_videocrafter(tmp_path, manifest, family, size):
     assert_no_strangers(path, shapes, lambda: opened(path), numbers)
 
 
-@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("version", ["v3", slow("v1"), slow("v2")])
 @pytest.mark.parametrize("form", ["animatediff_mm", "diffusers_motion_adapter"])
 def test_published_stable_diffusion(tmp_path, version, form):
     ldm = published("sd15_unet_ldm") | published("sd15_vae_ldm") | published("sd15_text_ldm")

@@ -130,6 +130,7 @@ def test_diffusers_loads_it(convert, module, version):
     same(convert("theirs", "--to", "original"), {k: v.float() for k, v in load_file(f"{version}.safetensors").items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @torch.no_grad()
 def test_norm_mode_diffusers_is_diffusers_own_network(golden, convert, module, version):

@@ -205,6 +205,7 @@ def test_what_a_random_model_has_already_is_refused(vidlose, option):
         assert code == 3 and f"leave {option} out" in err
 
 
+@pytest.mark.slow
 def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
     """The graphs are run as they are: what inductor makes of them takes a minute, and tests/full."""
     graphs = []

@@ -212,6 +212,7 @@ FULL = {
 FILES = {file.name: file for root in (BESIDE, HERE) for file in sorted(root.glob("manifests/*.json.gz"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_published_files(told, tmp_path, name):
     """By their names and shapes: what they are, at what size; nothing of the 5 GB is there to be read."""

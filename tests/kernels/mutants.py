@@ -118,10 +118,14 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "(position < channels * height * columns - 1)[None, :]",
     ),
     "huber's slope does not end": ("diff.py", "2.0 * tl.minimum(tl.maximum(out, -delta), delta)", "2.0 * out"),
-    "a norm's tail counts as zeros": ("norm.py", "tl.where(inside, x - own, 0.0)", "x - own"),
-    "the means' own spread is left out": ("norm.py", " + step * step * (begin * count / total)", ""),
-    "a clip's frames have their own means": ("norm.py", "+ size * away * away", ""),
-    "moments of the first clip": ("norm.py", "image // frames * frames * groups + c", "0 * image * groups + c"),
+    "a norm's tail counts as zeros": ("norm.py", "tl.where(inside, x - mean, 0.0)", "x - mean"),
+    "lanes' means do not differ": ("norm.py", "squares + count * away * away", "squares"),
+    "a lane's last number counts twice": ("norm.py", "begin - BLOCK + lane >= size", "begin - BLOCK + lane > size"),
+    "a clip's frames have their own means": ("norm.py", " + size * away * away", ""),
+    "moments of the first clip": ("norm.py", "(image // frames * frames + f)", "(0 * image + f)"),
+    "tiles in another order": ("norm.py", "c = part // along * CHANNELS", "c = part % across * CHANNELS"),
+    "a norm's offsets of any stride": ("ops.py", "weight.contiguous(), bias.contiguous()", "weight.contiguous(), bias"),
+    "a norm's weight learns nothing": ("__init__.py", "for of in (images, weight, bias)", "for of in (images, bias)"),
     "weights of the first sample": ("diff.py", "tl.load(WEIGHTS + batch * M + m)", "tl.load(WEIGHTS + m)"),
 }
 """Name -> file, what stands there, what stands there instead."""

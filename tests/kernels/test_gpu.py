@@ -132,28 +132,45 @@ def test_diff_loss(penalty, dtype, guarded):
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize(("channels", "side"), [(320, (40, 64)), (320, (40, 65)), (640, (8, 8)), (96, (7, 5))], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_group_norm_tokens(dtype, joint, guarded):
-    """At a network's own size, and the same to the bit again."""
-    images = torch.randn(32, 320, 40, 65, device=DEVICE).add_(5).to(dtype)
-    weight, bias = torch.randn(2, 320, device=DEVICE)
+def test_group_norm_tokens(dtype, channels, side, joint, guarded):
+    """At networks' own sizes and at odd ones, and the same to the bit again."""
+    images = torch.randn(32, channels, *side, device=DEVICE).add_(5).to(dtype)
+    weight, bias = torch.randn(2, channels, device=DEVICE).to(dtype)
     found, again = (kernels.group_norm_tokens(images, 16, 32, weight, bias, 1e-6, joint=joint) for _ in range(2))
     expected = reference.group_norm_tokens(images.double(), 16, 32, weight.double(), bias.double(), 1e-6, joint)
     assert torch.equal(found, again) and found.is_contiguous()
     assert (found.double() - expected).norm() < TOLERANCE[dtype] * expected.norm()
 
 
+def test_group_norm_tokens_beyond_32_bits():
+    """The last image's offset is more than 2^31 elements."""
+    room_for(14)
+    images = torch.empty(54, 640, 256, 256, device=DEVICE, dtype=torch.bfloat16)
+    images.normal_(generator=torch.Generator(DEVICE))
+    weight, bias = torch.randn(2, 640, device=DEVICE, dtype=torch.bfloat16)
+    found = kernels.group_norm_tokens(images, 2, 32, weight, bias, 1e-6)[-1]
+    expected = reference.group_norm_tokens(images[-2:].float(), 2, 32, weight.float(), bias.float(), 1e-6, False)[0]
+    assert images[:-2].numel() > 2**31
+    assert (found.float() - expected).norm() < TOLERANCE[torch.bfloat16] * expected.norm()
+
+
 def test_in_a_cuda_graph():
-    """Captured once, replayed on other numbers: output, loss and gradient."""
+    """Captured once, replayed on other numbers: output, loss and gradient, and the norm's tokens."""
     x, mask = packed(2, 16, 100, 320), torch.rand(2, 16, device=DEVICE) > 0.2
     rows, weight = torch.eye(16, device=DEVICE).expand(2, 16, 16), torch.ones(2, 16, device=DEVICE)
+    scale = torch.randn(100, device=DEVICE)
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         leaf = x.detach().requires_grad_()
         out, _ = kernels.temporal_attention(*leaf.chunk(3, -1), 8, key_mask=mask)
         clip = out.permute(0, 3, 1, 2)[..., None]
         loss, _ = kernels.diff_loss(clip, torch.zeros_like(clip), rows, weight)
-        return out, loss, *torch.autograd.grad(loss.sum(), leaf)
+        with torch.no_grad():
+            images = x.unflatten(-1, (30, 32)).flatten(0, 1)  # [(B F) 100 30 32]
+            tokens = kernels.group_norm_tokens(images, 16, 4, scale, scale, 1e-6)
+        return out, loss, tokens, *torch.autograd.grad(loss.sum(), leaf)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

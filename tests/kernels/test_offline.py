@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from vidlose.kernels.build import ARCHITECTURES, EXTRAS, TABLE, Case, report
+from tests.marks import slow
+from vidlose.kernels.build import EXTRAS, TABLE, Case, report
 
 triton = pytest.importorskip("triton")
 SHARED = 99 * 1024  # of compute capability 8.6, the least
@@ -17,7 +18,7 @@ ALSO = ((32, 160), (64, 40), (64, 160)) if NEW else ()  # where registers are sc
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="compilers for Linux on x86 only")
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [slow(80), 90])
 def test_resources(arch):
     widths = (40, 64, 80, 160) if arch == 90 else (40, 160)  # for time's sake
     cases = [case for case in TABLE if case.arch == arch and case.frames == 16 and case.width in widths]

@@ -92,7 +92,7 @@ def test_registration_of_the_diff_loss(wants_grad):
 
 
 def test_registration_of_the_norm():
-    given = (normal(4, 32, 3, 2, grad=False), 2, 32, torch.ones(32), torch.zeros(32), 1e-6, True)
+    given = (normal(4, 32, 3, 2, grad=False), 2, 32, torch.ones(32), torch.zeros(32), 1e-6, True, torch.bfloat16)
     torch.library.opcheck(ops._group_norm_tokens, given)
 
 

@@ -211,6 +211,7 @@ def test_rows_are_no_more_than_must_differ(family, first_conv, self_attention, l
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()

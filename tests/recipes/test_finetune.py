@@ -210,6 +210,7 @@ def test_looks_before_the_leap(run, clips):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_too_large_is_estimated(run, monkeypatch):
     monkeypatch.setattr(runtime, "free_memory", lambda device: 10**6)
     plain, lean = (
@@ -243,6 +244,7 @@ def latents(run: Command, *words: str) -> Tensor:
     return load_file("x.safetensors")["latents"]
 
 
+@pytest.mark.slow
 def test_a_motion_module_serves_elsewhere(run, golden):
     """In generate, on a Stable Diffusion base of somebody else's, and in diffusers."""
     from diffusers.models.unets.unet_motion_model import MotionAdapter
@@ -302,6 +304,7 @@ def test_a_whole_model_from_nothing(run):
     assert text(tokens).last_hidden_state.shape == (1, 3, 32)
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns_beside_the_motion_module(run):
     """As where an image model has never heard of what moves: the folder holds the text, the base stays as it was."""
     run(*QUICK, "-o", "out", "--steps", "2", "--train-text-encoder", "--export", "diffusers", "--export", "original")
@@ -363,6 +366,7 @@ def test_a_videocrafter_run_leaves_its_own_form(run, family):
     assert sum(name.startswith("weight/") for name in trained) > 50
 
 
+@pytest.mark.slow
 def test_bf16_trains_and_samples(run):
     """The frozen layers are in bf16, those that train in fp32, and samples meet both."""
     # Of 64 pixels: at 32, norms of two numbers make much of what bf16 rounds.
@@ -383,6 +387,7 @@ LONG = [*QUICK, "--steps", "12", "--save-every", "4", "--ema", "0.9", "--keep", 
 THIRD = int(os.environ.get("VIDLOSE_TEST_STEPS", "12")) // 3
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle(run, clips, tmp_path):
     """Of 12 steps; of more where VIDLOSE_TEST_STEPS says so."""
     words = [*LONG, str(clips), "--lr-schedule", "cosine", "--ring-every", "3"]
@@ -410,6 +415,7 @@ def test_kill_9_in_the_middle(run, clips, tmp_path):
     assert same(load_file("cut/motion_module.safetensors"), load_file("whole/motion_module.safetensors"))
 
 
+@pytest.mark.slow
 def test_signals_save_and_say_how_to_go_on(run, at_step):
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -639,6 +645,7 @@ def test_the_cache_changes_nothing_but_the_time(run, clips):
         assert next(x for x in half[name] if x) == pytest.approx(exact[0], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_generated_clips_go_into_the_cache_as_they_are_met(run):
     words = [*QUICK, "--steps", "2", "--cache-dtype", "fp32"]
     run(*words, "-o", "plain")
@@ -650,6 +657,7 @@ def test_generated_clips_go_into_the_cache_as_they_are_met(run):
     assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_encoders_that_are_cached_wait_on_the_cpu(clips, monkeypatch):
     """Where they would be on a device that has little room; samples bring them back for a while."""
     said = {"data": [str(clips)], "cache": "cache", "sample_prompts": ["x"]}
@@ -772,6 +780,7 @@ def test_out_of_memory_says_what_to_lower(run, monkeypatch, error):
     assert not ours or "out of memory: CUDA out of memory. Tried; lower --batch-size (and raise --accumulate)" in err
 
 
+@pytest.mark.slow
 def test_beyond_repair_the_last_good_state_is_kept(run, at_step, monkeypatch):
     def none(self: FrameAutoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.full((len(pixels), 4, 4, 4), torch.nan)

@@ -33,6 +33,7 @@ def footage(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_loss_falls_on_real_footage(footage, tmp_path, monkeypatch):
     run = tmp_path / "run"
     words = ["finetune", "-m", "random", str(footage), "-o", str(run), "--cache", str(tmp_path / "cache")]

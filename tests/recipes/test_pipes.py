@@ -153,6 +153,7 @@ def run(monkeypatch, capfdbinary, tmp_path) -> Callable[..., tuple[bytes, list[s
 # --- readers that leave
 
 
+@pytest.mark.slow
 def test_reader_that_has_enough(spawn):
     """`vidlose fifo ... -o - | head -c 200000 >/dev/null`"""
     process = spawn(*TINY, "--width", "64", "--height", "64", "--crf", "0", "--frames", "0", "-o", "-")
@@ -163,6 +164,7 @@ def test_reader_that_has_enough(spawn):
     assert gone(process)
 
 
+@pytest.mark.slow
 def test_ffmpeg_ends_first(spawn):
     """It is dead before we notice that the reader has left: still the reader's doing, not an encoder's error."""
     process = spawn(*SMALL, "--format", "rawvideo", "--frames", "0", "-o", "-", "--json")
@@ -189,6 +191,7 @@ def test_reader_that_never_was(spawn, tmp_path):
     assert gone(process) and os.listdir(tmp_path) == ["s"]
 
 
+@pytest.mark.slow
 def test_reader_of_a_clip_leaves(spawn, tmp_path):
     sizes = ["--frames", "4", "--steps", "2", "--width", "64", "--height", "64"]
     process = spawn("generate", *sizes, "--format", "y4m", "-o", "-", "-p", "a river", cwd=tmp_path)
@@ -202,6 +205,7 @@ def test_reader_of_a_clip_leaves(spawn, tmp_path):
 # --- kills
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_pipe(spawn, run, tmp_path):
     """Both processes, after 40 frames: at least 30 can be decoded, and the state goes on where it stands."""
     with (tmp_path / "first.mp4").open("wb") as file:

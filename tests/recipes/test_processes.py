@@ -150,6 +150,7 @@ def test_more_processes_than_gpus(monkeypatch):
         join("cuda")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_nothing_is_lost(start, run, tmp_path):
     torn = start(2, *RUN, "-o", "torn.safetensors", "--json")
     for line in torn[0].stderr:

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vidlose
+from tests.marks import slow
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.cli import main
 from vidlose.cli.console import Console
@@ -202,7 +203,10 @@ def kill(process: subprocess.Popen[bytes], children: bool) -> None:
 # --- kill -9
 
 
-@pytest.mark.parametrize(("output", "more"), [*((output, []) for output in OUTPUTS), ("out.safetensors", MIGA)])
+@pytest.mark.parametrize(
+    ("output", "more"),
+    [("out.mp4", []), *(slow(output, []) for output in ("out.safetensors", "out/")), slow("out.safetensors", MIGA)],
+)
 def test_kill_9_at_any_moment(run, unbroken, tmp_path, output, more):
     seed, words = f"{SEED}-{output}-{len(more)}", [*WHOLE, *more, "-o", output]
     print(f"VIDLOSE_TEST_SEED={SEED}")
@@ -237,6 +241,7 @@ def test_kill_9_at_any_moment(run, unbroken, tmp_path, output, more):
     assert facts(state)["position"]["kept"] == FRAMES and facts(state)["finished"]
 
 
+@pytest.mark.slow
 def test_kill_9_before_the_first_state(run, tmp_path):
     """Nothing to resume, and nothing in the way of a new run."""
     words = [*RIVER, "--frames", "5", "-o", "out.mp4"]
@@ -267,8 +272,8 @@ def test_crash_before_the_first_state_of_a_replacement(run, on_event, tmp_path, 
     ("output", "when", "nth"),
     [
         ("out.safetensors", "within", 1),
-        ("out.safetensors", "after", 3),
-        ("out/", "before", 3),
+        slow("out.safetensors", "after", 3),
+        slow("out/", "before", 3),
         ("out.mp4", "before", 2),
         ("out.mp4", "within", 3),
     ],
@@ -299,6 +304,7 @@ def test_crash_around_a_state(run, unbroken, tmp_path, monkeypatch, output, when
     assert np.array_equal(decoded(tmp_path / output), unbroken(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_crash_between_the_output_and_the_last_state(run, unbroken, tmp_path, monkeypatch, output):
     """The output has its name and its pieces are gone, but the state does not know."""
@@ -342,16 +348,16 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
 @pytest.mark.parametrize(
     "words",
     [
-        ["-m", "random:videocrafter2", "--fps-condition", "10"],
+        slow(["-m", "random:videocrafter2", "--fps-condition", "10"]),
         ["-m", "random:videocrafter1-1024", "--no-scale-aware", "--dtype", "bf16"],
         ["--no-lookahead", "--window-frames", "5", "-g", "1"],
-        ["--emit", "denoised", "--warmup", "0", "--eta", "0"],
+        slow(["--emit", "denoised", "--warmup", "0", "--eta", "0"]),
         ["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"],
         ["--reuse-deep", "3", "--state-every", "2"],
-        ["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"],
-        ["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"],
+        slow(["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"]),
+        slow(["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"]),
         [*MIGA, "--tail", "coherent", "--frames", "24", "--reflect", "--reflect-threshold", "0"],
-        [*MIGA, "--guide-frames", "3", "--guides", "head", "--window-frames", "12"],
+        slow([*MIGA, "--guide-frames", "3", "--guides", "head", "--window-frames", "12"]),
     ],
     ids=" ".join,
 )
@@ -366,6 +372,7 @@ def test_every_kind_of_run_resumes_bit_by_bit(run, unbroken, on_event, interrupt
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), unbroken(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["signal", "crash"])
 def test_a_run_whose_first_frame_takes_long(run, unbroken, on_event, tmp_path, how):
     """Most of a short refined video is computed before its first frame: it can be broken off on the way."""
@@ -524,6 +531,7 @@ def test_the_printed_command_is_for_any_name(run, interrupt, tmp_path, name):
     assert len(decoded(tmp_path / name)) == 8
 
 
+@pytest.mark.slow
 def test_stop_of_a_process_with_an_encoder(run, tmp_path):
     """A process of its own: exit 130, one JSON object a line, its segments closed, the next can join them."""
     process = start(tmp_path, *WHOLE, "-o", "out.mp4")
@@ -641,6 +649,7 @@ def test_signals_are_heeded_while_the_model_is_made_ready(run, on_event, tmp_pat
 # --- extensions
 
 
+@pytest.mark.slow
 def test_halves_make_the_whole(run, unbroken, tmp_path):
     """And so does a third, from the state of the second."""
     output = "out/"
@@ -667,6 +676,7 @@ def test_an_interrupted_extension(run, unbroken, interrupt, tmp_path):
     assert np.array_equal(joined, unbroken(*RIVER, "--frames", "25", "-o", "out.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_extension_of_a_schedule_keeps_its_time(run, unbroken, tmp_path):
     words = [*SMALL, "--prompt-schedule", "0: a river | 14: a storm"]
     run(*words, "--frames", "10", "-o", "out.safetensors")
@@ -678,6 +688,7 @@ def test_an_extension_of_a_schedule_keeps_its_time(run, unbroken, tmp_path):
     assert other.shape == joined[10:].shape and not np.array_equal(other, joined[10:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["out/", "out.mp4"])
 def test_an_endless_run_ends_complete(run, unbroken, interrupt, tmp_path, output):
     """Its output is whole, and can be extended as any other's."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.marks import slow
 from vidlose.checkpoints import random
 from vidlose.config import FinetuneConfig
 from vidlose.diffusion.schedule import NoiseSchedule
@@ -98,7 +99,7 @@ def steps(trainer: Trainer, first: int, last: int, size: int = 1, clips: int | N
 # --- training
 
 
-@pytest.mark.parametrize("family", ["animatediff-v2", "videocrafter2"])
+@pytest.mark.parametrize("family", ["animatediff-v2", slow("videocrafter2")])
 def test_the_loss_falls(family):
     of = trainer(family, steps=60, learning_rate=5e-3, lr_schedule="cosine", caption_dropout=0.0)
     held = [batch(*range(4))]  # of the same clips, at other noise

@@ -58,11 +58,13 @@ def test_clean_clips():
     assert all(count[name] <= 200 * (1 - share) for name, share in CLEAN.items()), count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "frames"), [(64, 16), (96, 16), (256, 16), (128, 32)])
 def test_other_sizes_and_lengths(size, frames):
     assert sum(wrong(30, size=size, frames=frames).values()) <= 1
 
 
+@pytest.mark.slow
 def test_blurred_and_noisy_clips():
     clips = ((worn(frames, index), truth) for index, (frames, truth) in enumerate(drawn(110)))
     count = mistakes(clips)

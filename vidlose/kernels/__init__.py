@@ -1,7 +1,8 @@
 """The door of the fast operations: shapes are checked here, then the implementation is chosen.
 
 VIDLOSE_KERNELS says which: "auto" (Triton on CUDA where it takes the case, else plain torch), "triton" (or a
-UsageError; also on the CPU, under TRITON_INTERPRET=1) or "eager". torch.compile keeps the choice that it met first.
+UsageError; also on the CPU, under TRITON_INTERPRET=1) or "eager". The norm has a kernel for inference only: training
+it is plain torch's, whatever is chosen. torch.compile keeps the choice that it met first.
 """
 
 import os
@@ -125,12 +126,14 @@ def group_norm_tokens(
 ) -> Tensor:
     """Group norm of images `[(B F) C H W]` as tokens `[B F S C]`, S = H*W; weight, bias `[C]`.
 
-    joint: statistics over the F frames of a clip, else of each frame. In fp32 within.
+    joint: statistics over the F frames of a clip, else of each frame. In fp32 within; under autocast in its dtype, as
+        the linear layer behind it would have them.
 
-    Triton writes the tokens as linear layers read them. For inference: plain torch, whose result is a view that is to
-    be copied, takes what wants a gradient or is under autocast. Raises ValueError on shapes that do not fit.
+    Triton writes the tokens as that layer reads them. For inference alone: what wants a gradient is plain torch's,
+    whatever VIDLOSE_KERNELS says, and its result a view that is to be copied. Raises ValueError on shapes that do not
+    fit.
     """
-    if images.dim() != 4 or images.shape[0] % frames or images.shape[1] % groups:
+    if images.dim() != 4 or min(frames, groups) < 1 or images.shape[0] % frames or images.shape[1] % groups:
         raise ValueError(
             f"images are {tuple(images.shape)}; expected [(B F) C H W] of {frames} frames, {groups} groups"
         )
@@ -139,10 +142,10 @@ def group_norm_tokens(
             raise ValueError(f"{name} is {tuple(of.shape)}, expected ({images.shape[1]},)")
     given = (images, frames, groups, weight, bias, eps, joint)
     wants_grad = torch.is_grad_enabled() and any(of.requires_grad for of in (images, weight, bias))
-    if may_be_triton(images) and not wants_grad and not reference.is_cast(images):
+    if may_be_triton(images) and not wants_grad:
         from vidlose.kernels import ops
 
-        if _is_taken(ops.refusal_norm(images)):
+        if _is_taken(ops.refusal_norm(images, weight, bias)):
             return ops.group_norm_tokens(*given)
     return reference.group_norm_tokens(*given)
 

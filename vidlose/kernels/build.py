@@ -96,8 +96,7 @@ def measured(case: Case) -> dict[str, Any]:
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
     elif case.kernel in ("moments", "tokens"):
         fn, facts = (norm._moments, norm.MOMENTS) if case.kernel == "moments" else (norm._to_tokens, norm.TILE)
-        if case.frames == 1:  # as a launch finds it
-            facts = {**facts, "frames": 1}
+        facts = {**facts, "FRAMES": case.frames}
     else:
         import torch
 
@@ -144,7 +143,7 @@ def _type(name: str, case: Case) -> str:
 def _divisible(name: str, case: Case) -> bool:
     """Pointers, strides of `[B F S C]` and `[B C F h w]`, sizes of pictures; not those of masks and weights."""
     if name == "frames":
-        return case.frames % 16 == 0
+        return case.kernel != "tokens" and case.frames % 16 == 0
     if name == "channels":  # of latents they are 4
         return case.kernel == "tokens"
     stride = re.fullmatch(r"s[qkvogcpt][bcfsy]", name)

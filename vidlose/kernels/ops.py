@@ -62,10 +62,13 @@ def refusal_diff(pred: Tensor, target: Tensor, rows: Tensor) -> str | None:
     return None
 
 
-def refusal_norm(images: Tensor) -> str | None:
+def refusal_norm(images: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     """Why the kernel does not take it, if so."""
     if images.dtype not in DTYPES:
         return f"images are {images.dtype}"
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x.device != images.device or x.dtype not in (images.dtype, torch.float32):
+            return f"{name} is {x.dtype} on {x.device}, images are {images.dtype} on {images.device}"
     if images.shape[1:].numel() >= REACH:
         return "an image is too large"
     if images.numel() == 0:
@@ -128,7 +131,8 @@ def group_norm_tokens(
     images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
 ) -> Tensor:
     """See `vidlose.kernels.group_norm_tokens`."""
-    return _group_norm_tokens(images.contiguous(), frames, groups, weight.contiguous(), bias.contiguous(), eps, joint)
+    images, weight, bias = images.contiguous(), weight.contiguous(), bias.contiguous()
+    return _group_norm_tokens(images, frames, groups, weight, bias, eps, joint, working_dtype(images))
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -261,12 +265,19 @@ _diff_loss.register_autograd(_back_diff, setup_context=_keep_diff)
 
 @torch.library.custom_op("vidlose::group_norm_tokens", mutates_args=())
 def _group_norm_tokens(
-    images: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, joint: bool
+    images: Tensor,
+    frames: int,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    joint: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return norm.group_norm_tokens(images, frames, groups, weight, bias, eps, joint)
+    return norm.group_norm_tokens(images, frames, groups, weight, bias, eps, joint, dtype)
 
 
 @_group_norm_tokens.register_fake
-def _(images, frames, groups, weight, bias, eps, joint):
+def _(images, frames, groups, weight, bias, eps, joint, dtype):
     count, channels, height, width = images.shape
-    return images.new_empty(count // frames, frames, height * width, channels)
+    return images.new_empty(count // frames, frames, height * width, channels, dtype=dtype)

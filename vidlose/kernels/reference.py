@@ -145,4 +145,4 @@ def group_norm_tokens(
         clips = F.group_norm(clips.transpose(1, 2), groups, weight, bias, eps).transpose(1, 2)
     else:
         clips = F.group_norm(images, groups, weight, bias, eps).unflatten(0, (-1, frames))
-    return clips.flatten(3).transpose(2, 3)
+    return clips.flatten(3).transpose(2, 3).to(working_dtype(images))
