@@ -236,6 +236,7 @@ def test_vae_and_text_of_every_base(animatediff, tmp_path):
         assert model.text_encoder.config == text.config
 
 
+@pytest.mark.slow
 def test_older_names(animatediff, tmp_path):
     """Uploads of 2022: the autoencoder's attention, text encoders with and without `text_model.`, positions, .bin."""
     unet, motion, _ = animatediff("mm_v2")
@@ -284,6 +285,7 @@ def test_without_positions_the_config_decides_the_version(animatediff, tmp_path,
             assert deviation(model, io, ("std",)) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", POSITIONS)
 @torch.no_grad()
 def test_norm_mode(animatediff, tmp_path, version):

@@ -541,6 +541,7 @@ def test_metadata(refused, tmp_path, unet, module, key, value):
     assert str(path) in refused(path, motion_module=module)
 
 
+@pytest.mark.slow
 def test_scalars_in_every_place(refused, tmp_path, unet, motion, base, module):
     """Shapes that are no shapes of a layer, one tensor after the other, wherever sizes are read."""
     whole = assembly.ldm_base(unet)

@@ -257,6 +257,7 @@ def test_scale_aware_matters_where_the_signal_is_scaled(latents):
         assert torch.equal(latents(*words), latents(*words, "--no-scale-aware")) != scaled
 
 
+@pytest.mark.slow
 def test_window_batch_splits_the_work_for_the_same_result(latents, monkeypatch):
     sizes = []
     forward = UNet.forward

@@ -263,6 +263,7 @@ def test_a_motion_module_serves_elsewhere(run, golden):
         assert plain and all(torch.equal(adapter[name], x) for name, x in plain.items())
 
 
+@pytest.mark.slow
 def test_a_lora_is_what_was_merged(run):
     lora = ["--train", "motion-lora", "--lora-rank", "4", "--export", "lora", "--export", "original"]
     run(*QUICK, *lora, "-o", "out", "--steps", "3", "--learning-rate", "0.05")
@@ -271,6 +272,7 @@ def test_a_lora_is_what_was_merged(run):
     assert (latents(run) - merged).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_whole_model_from_nothing(run):
     """Its folder is a base again, of which diffusers and transformers open every part."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -430,6 +432,7 @@ def test_signals_save_and_say_how_to_go_on(run, at_step):
     assert state("a b", 2)[1]["step"] == 2 and len(list(Path("whole/checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_resume_auto_longer_and_at_another_rate(run, at_step):
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGINT))
     words = [*QUICK, "--steps", "4", "--optimizer", "muon", "--muon-rate", "0.02"]
@@ -625,6 +628,7 @@ def test_pictures_among_clips_learn_what_they_would_alone(clips, family):
     assert metrics["loss"] == pytest.approx(sum(together.values()) / 7, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cache_changes_nothing_but_the_time(run, clips):
     words = [*QUICK, str(clips), "--steps", "4", "--held-out", "1", "--flip", "0.5", "--batch-size", "2"]
     found = run(*words, "--cache", "cache", "--cache-dtype", "fp32", "--cache-only", "--json")

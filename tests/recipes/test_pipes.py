@@ -183,6 +183,7 @@ def test_ffmpeg_ends_first(spawn):
     assert gone(process)
 
 
+@pytest.mark.slow
 def test_reader_that_never_was(spawn, tmp_path):
     """Noticed before the first frame, and nothing is left but the state that was asked for."""
     process = spawn(*SMALL, "--frames", "0", "-o", "-", "--state", "s", cwd=tmp_path)
@@ -254,6 +255,7 @@ def test_interrupted_pipe_is_a_whole_video(spawn, tmp_path):
     assert gone(process)
 
 
+@pytest.mark.slow
 def test_reader_that_stands_still(spawn):
     """The first SIGTERM waits for the reader, as every write does; the second does not."""
     process = spawn(*SMALL, "--format", "rawvideo", "--frames", "0", "-o", "-", "--json")

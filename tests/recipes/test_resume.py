@@ -408,6 +408,7 @@ def test_a_run_whose_first_frame_takes_long(run, unbroken, on_event, tmp_path, h
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), unbroken(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "tail"), [("text", "a storm"), ("file", "a storm over the sea, " * 20)], ids=["short text", "long file"]
 )
@@ -779,6 +780,7 @@ def test_the_same_options_are_welcome(run, interrupted, unbroken, tmp_path):
     assert np.array_equal(decoded(tmp_path / "out.safetensors"), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "missed"),
     [("out.safetensors", "out.safetensors.raw"), ("out/", "out/000000.png"), ("out.mp4", "out.mp4.parts/00000000.mp4")],

@@ -18,6 +18,7 @@ def network(family: str, device: str, checkpointing: bool = False):
     return unet, (lambda: unet(x, timestep, text)), chosen.parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["animatediff-v2", "videocrafter1-512", "videocrafter2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_meta_device_keeps_what_is_kept(family, checkpointing):

@@ -352,10 +352,10 @@ def copied(state: State) -> State:
     ("family", "said"),
     [
         ("animatediff-v2", {"ema": 0.9, "optimizer": "muon"}),
-        ("videocrafter2", {"ema": 0.9, "lr_schedule": "cosine", "anchor": "batch"}),
-        ("animatediff-v2", {"train": "motion-lora", "lora_rank": 2}),
+        slow("videocrafter2", {"ema": 0.9, "lr_schedule": "cosine", "anchor": "batch"}),
+        slow("animatediff-v2", {"train": "motion-lora", "lora_rank": 2}),
         ("animatediff-v2", {"sigma_reparam": True, "skip_scale": "annealed", "entropy_hinge": 1.0}),
-        ("animatediff-v2", {"qk_clip_floor": 0.01, "qk_clip_factor": 1.01}),
+        slow("animatediff-v2", {"qk_clip_floor": 0.01, "qk_clip_factor": 1.01}),
     ],
 )
 def test_a_state_continues_bit_for_bit(family, said):
