@@ -298,25 +298,34 @@ def norm(bench: Bench) -> None:
     channels, side, frames = (64, 5, 2) if bench.smoke else (320, 64, 16)
     images = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
     weight, bias = torch.randn(2, channels, device=bench.device, dtype=bench.dtype)
+    grad = torch.randn(2, frames, side * side, channels, device=bench.device).to(bench.dtype)
+    leaf = images.detach().requires_grad_()
     moved = 3 * images.numel() * images.element_size()  # at least: read for the moments, read again, written
     for name, joint in (("per frame", False), ("joint", True)):
         given = (images, frames, 32, weight, bias, 1e-6)
         exact = reference.group_norm_tokens(images.double(), frames, 32, weight.double(), bias.double(), 1e-6, joint)
         for peer, of in (
-            ("ours", partial(kernels.group_norm_tokens, *given, joint=joint)),
-            ("torch", partial(copied_norm, *given, joint)),
-            ("torch, compiled", partial(_compiled(copied_norm), *given, joint)),
+            ("ours", kernels.group_norm_tokens),
+            ("torch", copied_norm),
+            ("torch, compiled", _compiled(copied_norm)),
         ):
+
+            def call(x: Tensor, of=of, rest=given[1:], joint=joint) -> Tensor:
+                return of(x, *rest, joint=joint)
+
             case = f"norm to tokens, {name}, {peer}"
-            with bench.peer(case, own=peer == "ours"), chosen("triton"), torch.no_grad():
-                error = (of().double() - exact).norm() / exact.norm()
-                ms = bench.ms(of)
-                bench.row(case, forward_ms=ms, share_of_copy=bench.share(moved, ms), error=error.item())
+            with bench.peer(case, own=peer == "ours"), chosen("triton"):
+                error = (call(images).double() - exact).norm() / exact.norm()
+                ms = bench.ms(partial(call, images))
+                bench.row(case, forward_ms=ms, forward_share_of_copy=bench.share(moved, ms), error=error.item())
+                ms = bench.ms(lambda call=call: torch.autograd.grad(call(leaf), leaf, grad))
+                share = bench.share(8 * moved // 3, ms)  # on the way back, images and gradients twice, and written
+                bench.row(case, forward_backward_ms=ms, forward_backward_share_of_copy=share)
 
 
-def copied_norm(*given: Any) -> Tensor:
+def copied_norm(*given: Any, joint: bool) -> Tensor:
     """As a linear layer reads it."""
-    return reference.group_norm_tokens(*given).contiguous()
+    return reference.group_norm_tokens(*given, joint).contiguous()
 
 
 def motion_module(bench: Bench) -> None:

@@ -125,10 +125,18 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "moments of the first clip": ("norm.py", "(image // frames * frames + f)", "(0 * image + f)"),
     "tiles in another order": ("norm.py", "c = part // along * CHANNELS", "c = part % across * CHANNELS"),
     "a norm's offsets of any stride": ("ops.py", "weight.contiguous(), bias.contiguous()", "weight.contiguous(), bias"),
-    "a norm's weight learns nothing": ("__init__.py", "for of in (images, weight, bias)", "for of in (images, bias)"),
+    "a norm's gradient without its mean": ("norm.py", " - less[:, None]", ""),
+    "a norm's gradient of each frame": (
+        "norm.py",
+        "clips(x.unflatten(1, (groups, -1)).sum(2)).sum(1, keepdim=True)",
+        "clips(x.unflatten(1, (groups, -1)).sum(2)).mean(1, keepdim=True)",
+    ),
+    "a gradient's last pixels": ("norm.py", "while begin < pixels", "while begin < pixels - 1"),
     "weights of the first sample": ("diff.py", "tl.load(WEIGHTS + batch * M + m)", "tl.load(WEIGHTS + m)"),
 }
 """Name -> file, what stands there, what stands there instead."""
+ABOUT = {"diff.py": "diff_loss", "norm.py": "norm"}
+"""Which tests are of a file by itself; the rest would only take time."""
 
 
 def noticed(file: str, old: str, new: str) -> bool:
@@ -145,7 +153,8 @@ def noticed(file: str, old: str, new: str) -> bool:
         text = path.read_text()
         assert old in text, f"{file} has no {old!r}"
         path.write_text(text.replace(old, new))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/kernels/test_triton.py"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", ABOUT.get(file, "")]
+        command.append("tests/kernels/test_triton.py")
         environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": folder}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode < 2, done.stdout[-2000:] + done.stderr[-2000:]

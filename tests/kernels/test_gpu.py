@@ -135,13 +135,19 @@ def test_diff_loss(penalty, dtype, guarded):
 @pytest.mark.parametrize(("channels", "side"), [(320, (40, 64)), (320, (40, 65)), (640, (8, 8)), (96, (7, 5))], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_group_norm_tokens(dtype, channels, side, joint, guarded):
-    """At networks' own sizes and at odd ones, and the same to the bit again."""
+    """At networks' own sizes and at odd ones, with gradients, and the same to the bit again."""
     images = torch.randn(32, channels, *side, device=DEVICE).add_(5).to(dtype)
     weight, bias = torch.randn(2, channels, device=DEVICE).to(dtype)
-    found, again = (kernels.group_norm_tokens(images, 16, 32, weight, bias, 1e-6, joint=joint) for _ in range(2))
-    expected = reference.group_norm_tokens(images.double(), 16, 32, weight.double(), bias.double(), 1e-6, joint)
-    assert torch.equal(found, again) and found.is_contiguous()
-    assert (found.double() - expected).norm() < TOLERANCE[dtype] * expected.norm()
+    grad = torch.randn(2, 16, side[0] * side[1], channels, device=DEVICE).to(dtype)
+    results = []
+    for of, kind in ((kernels, dtype), (kernels, dtype), (reference, torch.float64)):
+        leaves = [x.to(kind).detach().requires_grad_() for x in (images, weight, bias)]
+        tokens = of.group_norm_tokens(leaves[0], 16, 32, *leaves[1:], 1e-6, joint=joint)
+        results.append((tokens, *torch.autograd.grad(tokens, leaves, grad.to(kind))))
+    assert results[0][0].is_contiguous()
+    for found, again, expected in zip(*results, strict=True):
+        assert torch.equal(found, again)
+        assert (found.double() - expected).norm() < 3 * TOLERANCE[dtype] * expected.norm()
 
 
 def test_group_norm_tokens_beyond_32_bits():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.marks import slow
-from vidlose.kernels.build import EXTRAS, TABLE, Case, report
+from vidlose.kernels.build import EXTRAS, NORM, TABLE, Case, report
 
 triton = pytest.importorskip("triton")
 SHARED = 99 * 1024  # of compute capability 8.6, the least
@@ -31,8 +31,9 @@ def test_resources(arch):
         assert found["smem"] <= SHARED, name
         attends = found["kernel"] in ("forward", "backward")
         assert (found["HMMA"] + found["HGMMA"] > 0) == attends, name
-        if found["kernel"] in ("moments", "tokens"):  # images 16 bytes at a time; of the norm's own there is little
-            assert found["LDG.128"] and (found["STG"] == found["STG.128"] or found["kernel"] == "moments"), name
+        if found["kernel"] in NORM:  # images 16 bytes at a time; of the norm's own there is little
+            assert found["LDG.128"], name
+            assert found["STG"] == found["STG.128"] or found["kernel"] in ("moments", "sums"), name
         if attends and not {"mask", "bias"} & set(found["options"]):  # masks are bytes
             assert found["LDG"] == found["LDG.128"], f"{name} loads by less than 16 bytes"
             assert found["STG"] - found["STG.128"] <= ("entropy" in found["options"]), name

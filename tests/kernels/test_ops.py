@@ -92,8 +92,11 @@ def test_registration_of_the_diff_loss(wants_grad):
 
 
 def test_registration_of_the_norm():
-    given = (normal(4, 32, 3, 2, grad=False), 2, 32, torch.ones(32), torch.zeros(32), 1e-6, True, torch.bfloat16)
-    torch.library.opcheck(ops._group_norm_tokens, given)
+    affine = torch.ones(32).requires_grad_(), torch.zeros(32).requires_grad_()
+    torch.library.opcheck(ops._group_norm_tokens, (normal(4, 32, 3, 2), 2, 32, *affine, 1e-6, True, torch.float32))
+    moments, grad = (normal(2, 4, 32, grad=False).abs().unbind(), normal(2, 2, 6, 32, grad=False))
+    given = (grad, normal(4, 32, 3, 2, grad=False), *moments, 2, torch.ones(32), 1e-6, True)
+    torch.library.opcheck(ops._group_norm_tokens_backward, given)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

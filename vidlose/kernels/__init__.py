@@ -1,8 +1,7 @@
 """The door of the fast operations: shapes are checked here, then the implementation is chosen.
 
 VIDLOSE_KERNELS says which: "auto" (Triton on CUDA where it takes the case, else plain torch), "triton" (or a
-UsageError; also on the CPU, under TRITON_INTERPRET=1) or "eager". The norm has a kernel for inference only: training
-it is plain torch's, whatever is chosen. torch.compile keeps the choice that it met first.
+UsageError; also on the CPU, under TRITON_INTERPRET=1) or "eager". torch.compile keeps the choice that it met first.
 """
 
 import os
@@ -129,9 +128,8 @@ def group_norm_tokens(
     joint: statistics over the F frames of a clip, else of each frame. In fp32 within; under autocast in its dtype, as
         the linear layer behind it would have them.
 
-    Triton writes the tokens as that layer reads them. For inference alone: what wants a gradient is plain torch's,
-    whatever VIDLOSE_KERNELS says, and its result a view that is to be copied. Raises ValueError on shapes that do not
-    fit.
+    Triton writes the tokens as that layer reads them, and takes their gradient as it leaves it; plain torch's are a
+    view that is to be copied. Raises ValueError on shapes that do not fit.
     """
     if images.dim() != 4 or min(frames, groups) < 1 or images.shape[0] % frames or images.shape[1] % groups:
         raise ValueError(
@@ -141,8 +139,7 @@ def group_norm_tokens(
         if of.shape != images.shape[1:2]:
             raise ValueError(f"{name} is {tuple(of.shape)}, expected ({images.shape[1]},)")
     given = (images, frames, groups, weight, bias, eps, joint)
-    wants_grad = torch.is_grad_enabled() and any(of.requires_grad for of in (images, weight, bias))
-    if may_be_triton(images) and not wants_grad:
+    if may_be_triton(images):
         from vidlose.kernels import ops
 
         if _is_taken(ops.refusal_norm(images, weight, bias)):

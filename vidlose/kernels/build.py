@@ -19,7 +19,9 @@ from typing import Any
 ARCHITECTURES = (80, 90)
 FLOATS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 MODEL_TYPE = {"Q", "K", "V", "OUT", "SHIFT", "CACHE", "TABLE_K", "TABLE_V", "GRAD", "DQ", "DK", "DV", "PRED", "TARGET"}
-MODEL_TYPE |= {"IMAGES", "TOKENS", "SCALE", "OFFSET"}
+MODEL_TYPE |= {"IMAGES", "TOKENS", "SCALE", "OFFSET", "DIMAGES"}
+NORM = {"moments": "_moments", "tokens": "_to_tokens", "sums": "_sums", "images": "_to_images"}
+"""The norm's kernels by name."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "bias": ("BIAS", "DBIAS"),
     "mask": ("MASK",),
@@ -34,8 +36,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: "forward", "backward", "diff", "moments" or "tokens", for so many frames, and a head's width, an
-    operator's rows or an image's channels."""
+    """One kernel: "forward", "backward", "diff" or one of NORM, for so many frames, and a head's width, an operator's
+    rows or an image's channels."""
 
     kernel: str
     frames: int
@@ -68,6 +70,8 @@ EXTRAS = tuple(
         ("moments", 16, 320, arch, "bfloat16"),
         ("tokens", 16, 320, arch, "bfloat16"),
         ("tokens", 1, 320, arch, "bfloat16"),
+        ("sums", 16, 320, arch, "bfloat16"),
+        ("images", 16, 320, arch, "bfloat16"),
     )
 )
 """The options, once each; float16."""
@@ -94,9 +98,9 @@ def measured(case: Case) -> dict[str, Any]:
 
     if case.kernel == "diff":
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
-    elif case.kernel in ("moments", "tokens"):
-        fn, facts = (norm._moments, norm.MOMENTS) if case.kernel == "moments" else (norm._to_tokens, norm.TILE)
-        facts = {**facts, "FRAMES": case.frames}
+    elif case.kernel in NORM:
+        fn = getattr(norm, NORM[case.kernel])
+        facts = {**(norm.MOMENTS if case.kernel == "moments" else norm.TILE), "FRAMES": case.frames}
     else:
         import torch
 
@@ -143,9 +147,9 @@ def _type(name: str, case: Case) -> str:
 def _divisible(name: str, case: Case) -> bool:
     """Pointers, strides of `[B F S C]` and `[B C F h w]`, sizes of pictures; not those of masks and weights."""
     if name == "frames":
-        return case.kernel != "tokens" and case.frames % 16 == 0
+        return case.kernel not in NORM and case.frames % 16 == 0
     if name == "channels":  # of latents they are 4
-        return case.kernel == "tokens"
+        return case.kernel in NORM
     stride = re.fullmatch(r"s[qkvogcpt][bcfsy]", name)
     return name.isupper() or name in ("size", "pixels", "height", "columns") or stride is not None
 

@@ -1,5 +1,5 @@
 """Group norm in Triton, from images to tokens: what is normalised is written in the order in which the linear layer
-behind it reads, and so is not copied into it."""
+behind it reads, and so is not copied into it; and back."""
 
 from typing import Any
 
@@ -65,6 +65,58 @@ def _to_tokens(
     tl.store(TOKENS + first + s[:, None] * channels + c[None, :], tokens, mask=tl.trans(inside))
 
 
+@triton.jit(do_not_specialize=["across"])
+def _sums(
+    IMAGES, GRAD, MEAN, RATE, BOTH, ALONE, channels, pixels, across, CHANNELS: tl.constexpr, PIXELS: tl.constexpr
+):  # fmt: skip
+    """Over the pixels of every channel of an image, `[N C]`: of tokens' gradients GRAD `[N S C]` times what they were
+    multiplied with, (image - MEAN) RATE, and of the gradients alone."""
+    image = (tl.program_id(0) // across).to(tl.int64)
+    c = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)
+    channel = image * channels + c
+    first = image * channels * pixels
+    mean = tl.load(MEAN + channel, mask=c < channels, other=0.0)
+    rate = tl.load(RATE + channel, mask=c < channels, other=0.0)
+    both, alone = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
+    begin = 0
+    while begin < pixels:
+        s = begin + tl.arange(0, PIXELS)
+        inside = (c < channels)[:, None] & (s < pixels)[None, :]
+        x = tl.load(IMAGES + first + c[:, None] * pixels + s[None, :], mask=inside, other=0.0).to(tl.float32)
+        tokens = GRAD + first + s[:, None] * channels + c[None, :]
+        grad = tl.trans(tl.load(tokens, mask=tl.trans(inside), other=0.0)).to(tl.float32)
+        both += tl.sum((x - mean[:, None]) * rate[:, None] * grad, 1)
+        alone += tl.sum(grad, 1)
+        begin += PIXELS
+    tl.store(BOTH + channel, both, mask=c < channels)
+    tl.store(ALONE + channel, alone, mask=c < channels)
+
+
+@triton.jit(do_not_specialize=["across", "along"])
+def _to_images(
+    IMAGES, GRAD, MEAN, BY_GRAD, BY_IMAGE, LESS, DIMAGES,
+    channels, pixels, across, along,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """DIMAGES `[N C S]` = BY_GRAD GRAD - BY_IMAGE (IMAGES - MEAN) - LESS, with GRAD `[N S C]` and factors `[N C]`."""
+    image = (tl.program_id(0) // (across * along)).to(tl.int64)
+    part = tl.program_id(0) % (across * along)
+    c = part // along * CHANNELS + tl.arange(0, CHANNELS)
+    s = part % along * PIXELS + tl.arange(0, PIXELS)
+    inside = (c < channels)[:, None] & (s < pixels)[None, :]
+    first, channel = image * channels * pixels, image * channels + c
+    at = first + c[:, None] * pixels + s[None, :]
+    x = tl.load(IMAGES + at, mask=inside, other=0.0).to(tl.float32)
+    tokens = GRAD + first + s[:, None] * channels + c[None, :]
+    grad = tl.trans(tl.load(tokens, mask=tl.trans(inside), other=0.0)).to(tl.float32)
+    mean = tl.load(MEAN + channel, mask=c < channels, other=0.0)
+    by_grad = tl.load(BY_GRAD + channel, mask=c < channels, other=0.0)
+    by_image = tl.load(BY_IMAGE + channel, mask=c < channels, other=0.0)
+    less = tl.load(LESS + channel, mask=c < channels, other=0.0)
+    out = by_grad[:, None] * grad - by_image[:, None] * (x - mean[:, None]) - less[:, None]
+    tl.store(DIMAGES + at, out, mask=inside)
+
+
 MOMENTS: dict[str, Any] = {"BLOCK": 2048, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 TILE: dict[str, Any] = {"CHANNELS": 64, "PIXELS": 64, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 """What the kernels are compiled for."""
@@ -79,8 +131,9 @@ def group_norm_tokens(
     eps: float,
     joint: bool,
     dtype: torch.dtype,
-) -> Tensor:
-    """Contiguous images `[(B F) C H W]`, contiguous weight and bias `[C]` -> `[B F S C]` of that dtype."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous images `[(B F) C H W]`, contiguous weight and bias `[C]` -> tokens `[B F S C]` of that dtype, and
+    every image's own moments `[(B F) G]`: means, and sums of squares about them."""
     count, channels, height, width = images.shape
     pixels, size = height * width, channels // groups * height * width
     across, along = triton.cdiv(channels, TILE["CHANNELS"]), triton.cdiv(pixels, TILE["PIXELS"])
@@ -94,4 +147,50 @@ def group_norm_tokens(
             channels, pixels, groups, together, size, across, along, eps,
             FRAMES=triton.next_power_of_2(together), **TILE,
         )  # fmt: skip
-    return tokens.unflatten(0, (-1, frames))
+    return tokens.unflatten(0, (-1, frames)), mean, squares
+
+
+def backward(
+    grad: Tensor,
+    images: Tensor,
+    mean: Tensor,
+    squares: Tensor,
+    frames: int,
+    weight: Tensor,
+    eps: float,
+    joint: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous gradient of tokens `[B F S C]` -> of images, weight and bias, these in fp32."""
+    count, channels, height, width = images.shape
+    pixels, groups = height * width, mean.shape[1]
+    across, along = triton.cdiv(channels, TILE["CHANNELS"]), triton.cdiv(pixels, TILE["PIXELS"])
+    together = frames if joint else 1
+    size = channels // groups * pixels * together
+
+    def clips(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, together))  # what has moments together
+
+    def by_channel(x: Tensor) -> Tensor:
+        """`[N/together 1 G]` -> `[N C]`."""
+        return x.expand(-1, together, -1).flatten(0, 1).repeat_interleave(channels // groups, 1).contiguous()
+
+    def by_group(x: Tensor) -> Tensor:
+        """`[N C]` -> means `[N/together 1 G]` over all that is normalised together."""
+        return clips(x.unflatten(1, (groups, -1)).sum(2)).sum(1, keepdim=True) / size
+
+    middle = clips(mean).mean(1, keepdim=True)
+    away = clips(mean) - middle
+    spread = clips(squares).sum(1, keepdim=True) + size / together * away.square().sum(1, keepdim=True)
+    rate = (spread / size + eps).rsqrt()
+    means, rates = by_channel(middle), by_channel(rate)
+    both, alone = (empty(count, channels, like=images, dtype=torch.float32) for _ in range(2))
+    d_images = empty(*images.shape, like=images, dtype=images.dtype)
+    with torch.cuda.device_of(images):
+        _sums[(count * across,)](images, grad, means, rates, both, alone, channels, pixels, across, **TILE)
+        by_grad = rates * weight.float()
+        by_image = by_channel(rate.square() * by_group(weight.float() * both))
+        less = by_channel(rate * by_group(weight.float() * alone))
+        _to_images[(count * across * along,)](
+            images, grad, means, by_grad, by_image, less, d_images, channels, pixels, across, along, **TILE
+        )
+    return d_images, both.sum(0), alone.sum(0)

@@ -132,7 +132,8 @@ def group_norm_tokens(
 ) -> Tensor:
     """See `vidlose.kernels.group_norm_tokens`."""
     images, weight, bias = images.contiguous(), weight.contiguous(), bias.contiguous()
-    return _group_norm_tokens(images, frames, groups, weight, bias, eps, joint, working_dtype(images))
+    tokens, _, _ = _group_norm_tokens(images, frames, groups, weight, bias, eps, joint, working_dtype(images))
+    return tokens
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -273,11 +274,52 @@ def _group_norm_tokens(
     eps: float,
     joint: bool,
     dtype: torch.dtype,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     return norm.group_norm_tokens(images, frames, groups, weight, bias, eps, joint, dtype)
 
 
 @_group_norm_tokens.register_fake
 def _(images, frames, groups, weight, bias, eps, joint, dtype):
     count, channels, height, width = images.shape
-    return images.new_empty(count // frames, frames, height * width, channels, dtype=dtype)
+    moments = (images.new_empty(count, groups, dtype=torch.float32) for _ in range(2))
+    return images.new_empty(count // frames, frames, height * width, channels, dtype=dtype), *moments
+
+
+@torch.library.custom_op("vidlose::group_norm_tokens_backward", mutates_args=())
+def _group_norm_tokens_backward(
+    grad: Tensor,
+    images: Tensor,
+    mean: Tensor,
+    squares: Tensor,
+    frames: int,
+    weight: Tensor,
+    eps: float,
+    joint: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return norm.backward(grad, images, mean, squares, frames, weight, eps, joint)
+
+
+@_group_norm_tokens_backward.register_fake
+def _(grad, images, mean, squares, frames, weight, eps, joint):
+    affine = (weight.new_empty(weight.shape, dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(images), *affine
+
+
+def _keep_norm(ctx, inputs, output) -> None:
+    images, frames, _, weight, bias, eps, joint, _ = inputs
+    _, *moments = output
+    ctx.save_for_backward(images, weight, *moments)
+    ctx.facts, ctx.dtypes = (frames, eps, joint), (weight.dtype, bias.dtype)
+    ctx.mark_non_differentiable(*moments)
+    ctx.set_materialize_grads(False)
+
+
+def _back_norm(ctx, grad, *_):
+    images, weight, *moments = ctx.saved_tensors
+    frames, eps, joint = ctx.facts
+    found = _group_norm_tokens_backward(grad.contiguous(), images, *moments, frames, weight, eps, joint)
+    d_images, d_weight, d_bias = found
+    return d_images, None, None, d_weight.to(ctx.dtypes[0]), d_bias.to(ctx.dtypes[1]), None, None, None
+
+
+_group_norm_tokens.register_autograd(_back_norm, setup_context=_keep_norm)
