@@ -168,12 +168,14 @@ def sides(model: VideoModel, compiled: bool) -> dict[str, tuple[Any, int | None]
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     found |= {"all, fused": (fused, None), "all, channels last": (last, None)}
-    found["all, bf16"] = (copy.deepcopy(unet).to(torch.bfloat16), None)
-    if compiled:
-        for name, dtype in (("all, compiled", torch.float32), ("all, compiled, bf16", torch.bfloat16)):
+    types = {"": torch.float32} | ({", bf16": torch.bfloat16} if runtime.has_bf16(torch.device("cpu")) else {})
+    for name, dtype in types.items():
+        if name:
+            found[f"all{name}"] = (copy.deepcopy(unet).to(dtype), None)
+        if compiled:
             network = copy.deepcopy(unet).to(dtype)
             runtime.compile(network, torch.device("cpu"))
-            found[name] = (network, None)
+            found[f"all, compiled{name}"] = (network, None)
     return found
 
 
