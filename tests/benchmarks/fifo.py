@@ -157,7 +157,7 @@ def sides(model: VideoModel, compiled: bool) -> dict[str, tuple[Any, int | None]
     found: dict[str, tuple[Any, int | None]] = {
         "original": (Calls(unet), 1),
         **{f"{name} alone": (Calls(unet, name), None if name in ("batch", "windows") else 1) for name in SAVINGS},
-        **{f"to {SAVINGS[i]}": (Calls(unet, *SAVINGS[: i + 1]), None if i else 1) for i in range(len(SAVINGS) - 1)},
+        **{f"to {SAVINGS[i]}": (Calls(unet, *SAVINGS[: i + 1]), None) for i in range(1, len(SAVINGS) - 1)},
         "all": (unet, None),
         "all, 4 windows a batch": (unet, 4),
         "all, 2 windows a batch": (unet, 2),
