@@ -131,7 +131,12 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "clips(x.unflatten(1, (groups, -1)).sum(2)).sum(1, keepdim=True)",
         "clips(x.unflatten(1, (groups, -1)).sum(2)).mean(1, keepdim=True)",
     ),
-    "a gradient's last pixels": ("norm.py", "while begin < pixels", "while begin < pixels - 1"),
+    "a gradient's first pixels alone": ("norm.py", "(part * TILES + tile) * PIXELS", "tile * PIXELS"),
+    "a gradient's last pixels": (
+        "norm.py",
+        "(s < pixels)[None, :]\n        x =",
+        "(s < pixels - 1)[None, :]\n        x =",
+    ),
     "weights of the first sample": ("diff.py", "tl.load(WEIGHTS + batch * M + m)", "tl.load(WEIGHTS + m)"),
 }
 """Name -> file, what stands there, what stands there instead."""

@@ -100,7 +100,11 @@ def measured(case: Case) -> dict[str, Any]:
         fn, facts = diff._diff, diff.constants(case.frames, case.width, "square", wants_grad=True)
     elif case.kernel in NORM:
         fn = getattr(norm, NORM[case.kernel])
-        facts = {**(norm.MOMENTS if case.kernel == "moments" else norm.TILE), "FRAMES": case.frames}
+        facts = {
+            **(norm.MOMENTS if case.kernel == "moments" else norm.TILE),
+            "FRAMES": case.frames,
+            "TILES": norm.TILES,
+        }
     else:
         import torch
 

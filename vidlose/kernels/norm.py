@@ -65,31 +65,32 @@ def _to_tokens(
     tl.store(TOKENS + first + s[:, None] * channels + c[None, :], tokens, mask=tl.trans(inside))
 
 
-@triton.jit(do_not_specialize=["across"])
+@triton.jit(do_not_specialize=["across", "parts"])
 def _sums(
-    IMAGES, GRAD, MEAN, RATE, BOTH, ALONE, channels, pixels, across, CHANNELS: tl.constexpr, PIXELS: tl.constexpr
+    IMAGES, GRAD, MEAN, RATE, BOTH, ALONE,
+    channels, pixels, across, parts,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Over the pixels of every channel of an image, `[N C]`: of tokens' gradients GRAD `[N S C]` times what they were
-    multiplied with, (image - MEAN) RATE, and of the gradients alone."""
-    image = (tl.program_id(0) // across).to(tl.int64)
+    """Over some pixels of every channel of an image, `[N parts C]`: of tokens' gradients GRAD `[N S C]` times what they
+    were multiplied with, (image - MEAN) RATE, and of the gradients alone; TILES of PIXELS a program."""
+    image = (tl.program_id(0) // (across * parts)).to(tl.int64)
+    part = tl.program_id(0) // across % parts
     c = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)
-    channel = image * channels + c
-    first = image * channels * pixels
+    first, channel = image * channels * pixels, image * channels + c
     mean = tl.load(MEAN + channel, mask=c < channels, other=0.0)
     rate = tl.load(RATE + channel, mask=c < channels, other=0.0)
     both, alone = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
-    begin = 0
-    while begin < pixels:
-        s = begin + tl.arange(0, PIXELS)
+    for tile in range(TILES):
+        s = (part * TILES + tile) * PIXELS + tl.arange(0, PIXELS)
         inside = (c < channels)[:, None] & (s < pixels)[None, :]
         x = tl.load(IMAGES + first + c[:, None] * pixels + s[None, :], mask=inside, other=0.0).to(tl.float32)
         tokens = GRAD + first + s[:, None] * channels + c[None, :]
         grad = tl.trans(tl.load(tokens, mask=tl.trans(inside), other=0.0)).to(tl.float32)
         both += tl.sum((x - mean[:, None]) * rate[:, None] * grad, 1)
         alone += tl.sum(grad, 1)
-        begin += PIXELS
-    tl.store(BOTH + channel, both, mask=c < channels)
-    tl.store(ALONE + channel, alone, mask=c < channels)
+    to = (image * parts + part) * channels + c
+    tl.store(BOTH + to, both, mask=c < channels)
+    tl.store(ALONE + to, alone, mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["across", "along"])
@@ -119,6 +120,7 @@ def _to_images(
 
 MOMENTS: dict[str, Any] = {"BLOCK": 2048, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 TILE: dict[str, Any] = {"CHANNELS": 64, "PIXELS": 64, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+TILES = 8  # of a program that sums
 """What the kernels are compiled for."""
 
 
@@ -183,10 +185,14 @@ def backward(
     spread = clips(squares).sum(1, keepdim=True) + size / together * away.square().sum(1, keepdim=True)
     rate = (spread / size + eps).rsqrt()
     means, rates = by_channel(middle), by_channel(rate)
-    both, alone = (empty(count, channels, like=images, dtype=torch.float32) for _ in range(2))
+    parts = triton.cdiv(along, TILES)
+    sums = [empty(count, parts, channels, like=images, dtype=torch.float32) for _ in range(2)]
     d_images = empty(*images.shape, like=images, dtype=images.dtype)
     with torch.cuda.device_of(images):
-        _sums[(count * across,)](images, grad, means, rates, both, alone, channels, pixels, across, **TILE)
+        _sums[(count * parts * across,)](
+            images, grad, means, rates, *sums, channels, pixels, across, parts, TILES=TILES, **TILE
+        )
+        both, alone = (x.sum(1) for x in sums)
         by_grad = rates * weight.float()
         by_image = by_channel(rate.square() * by_group(weight.float() * both))
         less = by_channel(rate * by_group(weight.float() * alone))
