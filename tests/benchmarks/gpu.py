@@ -294,8 +294,13 @@ def diff_loss(bench: Bench) -> None:
 
 
 def norm(bench: Bench) -> None:
-    """Group norm into tokens, beside the norm and the copy that it saves, at AnimateDiff's widest."""
-    channels, side, frames = (64, 5, 2) if bench.smoke else (320, 64, 16)
+    """Group norm into tokens, beside the norm and the copy that it saves, where AnimateDiff is widest and deepest."""
+    for shape in ((64, 5, 2),) if bench.smoke else ((320, 64, 16), (1280, 8, 16)):
+        norms(bench, *shape)
+
+
+def norms(bench: Bench, channels: int, side: int, frames: int) -> None:
+    """Images `[(2 F) C side side]`."""
     images = torch.randn(2 * frames, channels, side, side, device=bench.device).to(bench.dtype)
     weight, bias = torch.randn(2, channels, device=bench.device, dtype=bench.dtype)
     grad = torch.randn(2, frames, side * side, channels, device=bench.device).to(bench.dtype)
@@ -313,7 +318,7 @@ def norm(bench: Bench) -> None:
             def call(x: Tensor, of=of, rest=given[1:], joint=joint) -> Tensor:
                 return of(x, *rest, joint=joint)
 
-            case = f"norm to tokens, {name}, {peer}"
+            case = f"norm to tokens, {channels}x{side}x{side}, {name}, {peer}"
             with bench.peer(case, own=peer == "ours"), chosen("triton"):
                 error = (call(images).double() - exact).norm() / exact.norm()
                 ms = bench.ms(partial(call, images))
@@ -479,11 +484,10 @@ def endless(bench: Bench) -> None:
                 next(queue)  # the first frame needs no sweep
                 next(queue)  # compilers
                 next(queue)  # and what they keep of a second call, as graphs are
-                bench.row(f"fifo, {name}, {side}", peak_gib=peak(bench, lambda queue=queue: next(queue)))
                 queues[side], seconds[side] = queue, []
         work = float("nan")
         if "all" in queues:
-            with FlopCounterMode(display=False) as counted, chosen(kernels_on):
+            with FlopCounterMode(display=False) as counted, chosen("eager"):  # it does not know our operators
                 next(queues["all"])
             work = counted.get_total_flops()
         for _ in range(1 if bench.smoke else 5):
@@ -500,7 +504,7 @@ def endless(bench: Bench) -> None:
             if side != "original":
                 metrics["share_of_products"] = work / median(ours) / most
             bench.row(f"fifo, {name}, {side}", **metrics)
-        del queues, unet, lean, graph, sides
+        del queues, queue, unet, lean, graph, sides, of
         torch._dynamo.reset()
 
 

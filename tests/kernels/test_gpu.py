@@ -163,7 +163,7 @@ def test_group_norm_tokens_beyond_32_bits():
 
 
 def test_in_a_cuda_graph():
-    """Captured once, replayed on other numbers: output, loss and gradient, and the norm's tokens."""
+    """Captured once, replayed on other numbers: output, loss, the norm's tokens, and the gradient of all."""
     x, mask = packed(2, 16, 100, 320), torch.rand(2, 16, device=DEVICE) > 0.2
     rows, weight = torch.eye(16, device=DEVICE).expand(2, 16, 16), torch.ones(2, 16, device=DEVICE)
     scale = torch.randn(100, device=DEVICE)
@@ -173,10 +173,9 @@ def test_in_a_cuda_graph():
         out, _ = kernels.temporal_attention(*leaf.chunk(3, -1), 8, key_mask=mask)
         clip = out.permute(0, 3, 1, 2)[..., None]
         loss, _ = kernels.diff_loss(clip, torch.zeros_like(clip), rows, weight)
-        with torch.no_grad():
-            images = x.unflatten(-1, (30, 32)).flatten(0, 1)  # [(B F) 100 30 32]
-            tokens = kernels.group_norm_tokens(images, 16, 4, scale, scale, 1e-6)
-        return out, loss, tokens, *torch.autograd.grad(loss.sum(), leaf)
+        images = leaf.unflatten(-1, (30, 32)).flatten(0, 1)  # [(B F) 100 30 32]
+        tokens = kernels.group_norm_tokens(images, 16, 4, scale, scale, 1e-6)
+        return out, loss, tokens, *torch.autograd.grad(loss.sum() + (tokens * tokens).sum(), leaf)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -196,14 +196,30 @@ def test_group_norm_tokens_of_what_does_not_vary():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_group_norm_tokens_under_autocast(monkeypatch, dtype):
-    """In autocast's dtype, as the layer behind it would have them; weights stay as they are."""
-    images, weight, bias = torch.randn(2, 32, 3, 3).to(dtype), torch.randn(32), torch.randn(32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = kernels.group_norm_tokens(images, 2, 32, weight, bias, 1e-6)
-        monkeypatch.setenv("VIDLOSE_KERNELS", "eager")
-        expected = kernels.group_norm_tokens(images, 2, 32, weight, bias, 1e-6)
-    assert found.is_contiguous() and found.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    """In autocast's dtype, as the layer behind it would have them; weights stay as they are, gradients like them."""
+    given = [torch.randn(2, 32, 3, 3).to(dtype), torch.randn(32), torch.randn(32)]
+    results = []
+    for choice in ("triton", "eager"):
+        monkeypatch.setenv("VIDLOSE_KERNELS", choice)
+        leaves = [x.clone().requires_grad_() for x in given]
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = kernels.group_norm_tokens(leaves[0], 2, 8, *leaves[1:], 1e-6, joint=True)
+        results.append((tokens, *torch.autograd.grad(tokens.square().sum(), leaves)))
+    assert results[0][0].is_contiguous() and results[0][0].dtype == torch.bfloat16
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        assert (found - expected).norm() < 2e-2 * max(expected.norm(), 1)
+
+
+def test_group_norm_tokens_of_which_nothing_is_wanted():
+    class Cut(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x * 1)
+        backward = staticmethod(lambda ctx, grad: None)
+
+    images = torch.randn(1, 8, 3, 3, requires_grad=True)
+    tokens = kernels.group_norm_tokens(images, 1, 2, torch.ones(8), torch.ones(8), 1e-6)
+    Cut.apply(tokens).sum().backward()
+    assert images.grad is None
 
 
 def test_what_is_not_taken(monkeypatch):

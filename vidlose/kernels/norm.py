@@ -140,7 +140,7 @@ def group_norm_tokens(
     pixels, size = height * width, channels // groups * height * width
     across, along = triton.cdiv(channels, TILE["CHANNELS"]), triton.cdiv(pixels, TILE["PIXELS"])
     mean, squares = (empty(count, groups, like=images, dtype=torch.float32) for _ in range(2))
-    tokens = empty(count, pixels, channels, like=images, dtype=dtype)
+    tokens = empty(count // frames, frames, pixels, channels, like=images, dtype=dtype)
     together = frames if joint else 1
     with torch.cuda.device_of(images):
         _moments[(count * groups,)](images, mean, squares, size, **MOMENTS)
@@ -149,7 +149,7 @@ def group_norm_tokens(
             channels, pixels, groups, together, size, across, along, eps,
             FRAMES=triton.next_power_of_2(together), **TILE,
         )  # fmt: skip
-    return tokens.unflatten(0, (-1, frames)), mean, squares
+    return tokens, mean, squares
 
 
 def backward(

@@ -315,6 +315,8 @@ def _keep_norm(ctx, inputs, output) -> None:
 
 
 def _back_norm(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 8
     images, weight, *moments = ctx.saved_tensors
     frames, eps, joint = ctx.facts
     found = _group_norm_tokens_backward(grad.contiguous(), images, *moments, frames, weight, eps, joint)
