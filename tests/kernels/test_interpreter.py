@@ -10,7 +10,7 @@ import pytest
 from tests.marks import slow
 
 pytest.importorskip("triton")
-SOME = "packed or without_gradient or norm or not_taken"
+SOME = "packed or without_gradient or one_gradient or not_taken"
 
 
 @pytest.mark.parametrize(

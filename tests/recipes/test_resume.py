@@ -203,10 +203,8 @@ def kill(process: subprocess.Popen[bytes], children: bool) -> None:
 # --- kill -9
 
 
-@pytest.mark.parametrize(
-    ("output", "more"),
-    [("out.mp4", []), *(slow(output, []) for output in ("out.safetensors", "out/")), slow("out.safetensors", MIGA)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("output", "more"), [*((output, []) for output in OUTPUTS), ("out.safetensors", MIGA)])
 def test_kill_9_at_any_moment(run, unbroken, tmp_path, output, more):
     seed, words = f"{SEED}-{output}-{len(more)}", [*WHOLE, *more, "-o", output]
     print(f"VIDLOSE_TEST_SEED={SEED}")
