@@ -307,7 +307,6 @@ def norms(bench: Bench, channels: int, side: int, frames: int) -> None:
     leaf = images.detach().requires_grad_()
     moved = 3 * images.numel() * images.element_size()  # at least: read for the moments, read again, written
     for name, joint in (("per frame", False), ("joint", True)):
-        given = (images, frames, 32, weight, bias, 1e-6)
         exact = reference.group_norm_tokens(images.double(), frames, 32, weight.double(), bias.double(), 1e-6, joint)
         for peer, of in (
             ("ours", kernels.group_norm_tokens),
@@ -315,8 +314,8 @@ def norms(bench: Bench, channels: int, side: int, frames: int) -> None:
             ("torch, compiled", _compiled(copied_norm)),
         ):
 
-            def call(x: Tensor, of=of, rest=given[1:], joint=joint) -> Tensor:
-                return of(x, *rest, joint=joint)
+            def call(x: Tensor, of=of, joint=joint) -> Tensor:
+                return of(x, frames, 32, weight, bias, 1e-6, joint=joint)
 
             case = f"norm to tokens, {channels}x{side}x{side}, {name}, {peer}"
             with bench.peer(case, own=peer == "ours"), chosen("triton"):
@@ -454,58 +453,65 @@ def measure_products(bench: Bench) -> float:
     return found
 
 
-@torch.no_grad()
 def endless(bench: Bench) -> None:
-    """FIFO's sweep: the original's structure of calls and ours, of the same modules with kernels on, in turns."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton
-
+    """FIFO's sweep at both sizes."""
     most = measure_products(bench)
     for name, (family, size) in SIZES.items():
-        unet = network(bench, family).eval()
-        lean = network(bench, family).eval()
-        lean.fuse()
-        graph = network(bench, family).eval()
-        graph.fuse()
-        runtime.compile(graph, torch.device(bench.device), "eager" if bench.smoke else "inductor")
-        sides: dict[str, tuple[Any, int | None]] = {
-            "original": (fifo.Calls(unet), 1),
-            "all": (unet, None),
-            "all, 4 windows a batch": (unet, 4),
-            "all, fused": (lean, None),
-            "all, fused, compiled": (graph, None),
-        }
-        kernels_on = "eager" if bench.smoke else "triton"  # an interpreter would take an hour
-        small = {"frames": 4, "partitions": 1} if bench.smoke else {}
-        size = (2, 2) if bench.smoke else size
-        queues, seconds = {}, {}
-        for side, (of, batch) in sides.items():
-            with bench.peer(f"fifo, {name}, {side}", own=True), chosen(kernels_on):
-                queue = fifo.queue_of(unet, of, batch, *size, device=bench.device, **small)
-                next(queue)  # the first frame needs no sweep
-                next(queue)  # compilers
-                next(queue)  # and what they keep of a second call, as graphs are
-                queues[side], seconds[side] = queue, []
-        work = float("nan")
-        if "all" in queues:
-            with FlopCounterMode(display=False) as counted, chosen("eager"):  # it does not know our operators
-                next(queues["all"])
-            work = counted.get_total_flops()
-        for _ in range(1 if bench.smoke else 5):
-            for side, queue in queues.items():
-                with chosen(kernels_on):
-                    bench.wait()
-                    began = time.perf_counter()
-                    next(queue)
-                    bench.wait()
-                    seconds[side].append(time.perf_counter() - began)
-        for side, ours in seconds.items():
-            ratios = [theirs / mine for theirs, mine in zip(seconds.get("original", ours), ours, strict=True)]
-            metrics = {"seconds_per_frame": median(ours), "original_over_ours": median(ratios)}
-            if side != "original":
-                metrics["share_of_products"] = work / median(ours) / most
-            bench.row(f"fifo, {name}, {side}", **metrics)
-        del queues, queue, unet, lean, graph, sides, of
+        sweeps(bench, name, family, size, most)
         torch._dynamo.reset()
+
+
+@torch.no_grad()
+def sweeps(bench: Bench, name: str, family: AnimateDiff | VideoCrafter, size: tuple[int, int], most: float) -> None:
+    """The original's structure of calls and ours, of the same modules with kernels on, in turns.
+
+    most: operations a second, of which each has a share.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
+    unet = network(bench, family).eval()
+    lean = network(bench, family).eval()
+    lean.fuse()
+    graph = network(bench, family).eval()
+    graph.fuse()
+    runtime.compile(graph, torch.device(bench.device), "eager" if bench.smoke else "inductor")
+    sides: dict[str, tuple[Any, int | None]] = {
+        "original": (fifo.Calls(unet), 1),
+        "all": (unet, None),
+        "all, 4 windows a batch": (unet, 4),
+        "all, fused": (lean, None),
+        "all, fused, compiled": (graph, None),
+    }
+    kernels_on = "eager" if bench.smoke else "triton"  # an interpreter would take an hour
+    small = {"frames": 4, "partitions": 1} if bench.smoke else {}
+    size = (2, 2) if bench.smoke else size
+    queues, seconds = {}, {}
+    for side, (of, batch) in sides.items():
+        with bench.peer(f"fifo, {name}, {side}", own=True), chosen(kernels_on):
+            queue = fifo.queue_of(unet, of, batch, *size, device=bench.device, **small)
+            next(queue)  # the first frame needs no sweep
+            next(queue)  # compilers
+            next(queue)  # and what they keep of a second call, as graphs are
+            queues[side], seconds[side] = queue, []
+    work = float("nan")
+    if "all" in queues:
+        with FlopCounterMode(display=False) as counted, chosen("eager"):  # it does not know our operators
+            next(queues["all"])
+        work = counted.get_total_flops()
+    for _ in range(1 if bench.smoke else 5):
+        for side, queue in queues.items():
+            with chosen(kernels_on):
+                bench.wait()
+                began = time.perf_counter()
+                next(queue)
+                bench.wait()
+                seconds[side].append(time.perf_counter() - began)
+    for side, ours in seconds.items():
+        ratios = [theirs / mine for theirs, mine in zip(seconds.get("original", ours), ours, strict=True)]
+        metrics = {"seconds_per_frame": median(ours), "original_over_ours": median(ratios)}
+        if side != "original":
+            metrics["share_of_products"] = work / median(ours) / most
+        bench.row(f"fifo, {name}, {side}", **metrics)
 
 
 def attentions(bench: Bench) -> None:

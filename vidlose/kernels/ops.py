@@ -229,11 +229,7 @@ def _back(ctx, grad, _):
 _attention.register_autograd(_back, setup_context=_keep)
 
 
-@torch.library.custom_op("vidlose::diff_loss", mutates_args=())
-def _diff_loss(
-    pred: Tensor, target: Tensor, rows: Tensor, weight: Tensor, penalty: str, delta: float, wants_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return diff.diff_loss(pred, target, rows, weight, penalty, delta, wants_grad)
+_diff_loss = torch.library.custom_op("vidlose::diff_loss", diff.diff_loss, mutates_args=())
 
 
 @_diff_loss.register_fake
@@ -264,18 +260,7 @@ def _back_diff(ctx, d_loss, *_):
 _diff_loss.register_autograd(_back_diff, setup_context=_keep_diff)
 
 
-@torch.library.custom_op("vidlose::group_norm_tokens", mutates_args=())
-def _group_norm_tokens(
-    images: Tensor,
-    frames: int,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    joint: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return norm.group_norm_tokens(images, frames, groups, weight, bias, eps, joint, dtype)
+_group_norm_tokens = torch.library.custom_op("vidlose::group_norm_tokens", norm.group_norm_tokens, mutates_args=())
 
 
 @_group_norm_tokens.register_fake
@@ -285,18 +270,9 @@ def _(images, frames, groups, weight, bias, eps, joint, dtype):
     return images.new_empty(count // frames, frames, height * width, channels, dtype=dtype), *moments
 
 
-@torch.library.custom_op("vidlose::group_norm_tokens_backward", mutates_args=())
-def _group_norm_tokens_backward(
-    grad: Tensor,
-    images: Tensor,
-    mean: Tensor,
-    squares: Tensor,
-    frames: int,
-    weight: Tensor,
-    eps: float,
-    joint: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return norm.backward(grad, images, mean, squares, frames, weight, eps, joint)
+_group_norm_tokens_backward = torch.library.custom_op(
+    "vidlose::group_norm_tokens_backward", norm.backward, mutates_args=()
+)
 
 
 @_group_norm_tokens_backward.register_fake
@@ -319,9 +295,10 @@ def _back_norm(ctx, grad, *_):
         return (None,) * 8
     images, weight, *moments = ctx.saved_tensors
     frames, eps, joint = ctx.facts
-    found = _group_norm_tokens_backward(grad.contiguous(), images, *moments, frames, weight, eps, joint)
-    d_images, d_weight, d_bias = found
-    return d_images, None, None, d_weight.to(ctx.dtypes[0]), d_bias.to(ctx.dtypes[1]), None, None, None
+    given = (grad.contiguous(), images, *moments, frames, weight, eps, joint)
+    d_images, *affine = _group_norm_tokens_backward(*given)
+    d_weight, d_bias = (x.to(dtype) for x, dtype in zip(affine, ctx.dtypes, strict=True))
+    return d_images, None, None, d_weight, d_bias, None, None, None
 
 
 _group_norm_tokens.register_autograd(_back_norm, setup_context=_keep_norm)
