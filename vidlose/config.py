@@ -299,8 +299,9 @@ class TuneConfig(ModelConfig):
 class DataConfig:
     """What is learned from: files, and how clips are cut from them.
 
-    data: folders, tables, videos; without any, generated_clips of the world are drawn. data_root: what relative paths
-    in a table are relative to, its own folder where it is None. captions: what stands for one that is missing.
+    data: folders, tables, videos; without any, generated_clips of the world are drawn, with the generated_cameras in
+    turn, where there are any. data_root: what relative paths in a table are relative to, its own folder where it is
+    None. captions: what stands for one that is missing.
     stride: frames from one to the next, 1 where fps, which resamples, is not given either. clips: of every video,
     auto is every one where a video is given by itself, else random; clips_per_video: of random and uniform.
     clip_step: frames between the starts of every clip, a clip's own where it is None. cut_threshold: the change, in
@@ -311,6 +312,7 @@ class DataConfig:
 
     data: list[str] = field(default_factory=list)
     generated_clips: int = 40_000
+    generated_cameras: list[str] = field(default_factory=list)
     data_root: str | None = None
     captions: str = "require"
     bad_files: str = "error"
@@ -349,6 +351,8 @@ class DataConfig:
         between(self, "flip", 0, 1)
         if self.stride is not None and self.fps is not None:
             raise UsageError("--stride counts frames and --fps resamples them: give one of the two")
+        if self.data and self.generated_cameras:
+            raise UsageError("--generated-cameras are of drawn clips, and there are none where DATA is given")
         if self.cache is not None and self.crop == "random":
             raise UsageError("the cache holds one crop of each video: --crop random and --cache exclude each other")
         if self.cache_step > 1 and (self.fps is not None or (self.stride or 1) % self.cache_step):

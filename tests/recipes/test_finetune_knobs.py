@@ -74,6 +74,7 @@ NUMBERS: dict[str, tuple[Said, Any]] = {  # field -> where it matters, and anoth
     "flip": (FILES, 1.0),
     "cache": (FILES, "cache"),
     "generated_clips": ({}, 1),
+    "generated_cameras": ({}, ["fast left"]),
     "cache_dtype": ({**FILES, "cache": "cache"}, "fp32"),
     "loss": ({}, "mse"),
     "loss_space": ({}, "x0"),

@@ -50,6 +50,7 @@ PANELS = {
         "cache": "Folder for latents and texts, encoded once.",
         "cache_dtype": "fp16 or fp32.",
         "generated_clips": "Clips to an epoch, where they are drawn for want of DATA.",
+        "generated_cameras": "Of drawn clips, in turn (repeat; one named twice is twice as often); all if not given.",
         "cache_step": "Cache only every so many frames.",
         "workers": "Threads that decode.",
     },

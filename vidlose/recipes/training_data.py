@@ -54,20 +54,25 @@ class Data:
 def drawn(config: FinetuneConfig, window: Window, model: VideoModel, report: Reporter) -> Data:
     """Clips of the world, put into the cache, where there is one, as they are met; those held out are of another seed.
 
-    An epoch has the same clips as the one before, in other words.
+    An epoch has the same clips as the one before, in other words. Raises InputError for a camera that there is not.
     """
     cache = None
     if config.cache:
         cache = ClipCache(Path(config.cache), autoencoder=content(model.vae), dtype=config.cache_dtype, say=report.say)
+    cameras = [scene.Attributes(camera=name) for name in config.generated_cameras]
 
     def clips(seed: int) -> Drawn:
         def one(index: int) -> Sample:
             clip, size = index % config.generated_clips, window.size[0]
             name, key = ["world", seed, clip, window.frames, size], f"drawn:{index}"
-            caption = captions.caption(scene.attributes(seed, clip), random.Random(f"{seed} {index}"))
+            shown = scene.attributes(seed, clip)
+            if cameras:
+                shown = cameras[clip % len(cameras)].over(shown)
+                name.append(shown.camera)
+            caption = captions.caption(shown, random.Random(f"{seed} {index}"))
             if cache and (posterior := cache.read(name)):
                 return Sample(caption, key, posterior=posterior)
-            frames = torch.from_numpy(scene.clip(seed, clip, window.frames, size=size)[0])
+            frames = torch.from_numpy(scene.clip(seed, clip, window.frames, size=size, given=shown)[0])
             return Sample(caption, key, frames=frames, keep=partial(cache.keep, name) if cache else None)
 
         return Drawn(one, config.generated_clips)
