@@ -1,6 +1,7 @@
 """Predictions, steps, guidance and the clip loop: against an oracle that knows the answer, and the originals."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -185,11 +186,16 @@ def test_guidance_by_level(stub, counting):
 
 
 def test_guidance_of_some_blocks_of_levels():
-    """Counted from the noisiest; they make up for the others."""
-    ladder = SCHEDULE.ladder("linspace", 6)
-    weights = Guidance(3.0, every=3, block=1).weights(ladder)
-    assert weights[1:].tolist() == [1, 1, 7, 1, 1, 7]
-    assert Guidance(3.0, every=2, block=2).weights(ladder)[1:].tolist() == [5, 5, 1, 1, 5, 5]
+    """Counted from the noisiest; they make up for the others, of the rows from which a step begins."""
+    ladder = SCHEDULE.ladder("linspace", 7)
+    first = ladder.floor + 1
+    assert Guidance(3.0, every=3, block=1).weights(ladder)[first:].tolist() == [1, 1, 7, 1, 1, 7]
+    assert Guidance(3.0, every=2, block=2).weights(ladder)[first:].tolist() == [4, 4, 1, 1, 4, 4]
+    ladder = SCHEDULE.ladder("linspace", 32)
+    for every, block, (low, high) in product((1, 2, 3, 4, 7, 1000), (1, 2, 4, 8), ((0, 1), (0.2, 0.8))):
+        part, full = (Guidance(3.0, None, low, high, every=n, block=block).weights(ladder)[first:] - 1 for n in (every, 1))
+        assert part.sum() == pytest.approx(float(full.sum())) and not part[full == 0].any()
+        assert bool(part[full.nonzero().max()])  # the noisiest is
 
 
 def test_guidance_rescaled(stub):

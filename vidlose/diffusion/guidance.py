@@ -17,8 +17,8 @@ class Guidance:
     timestep; None is as `weight`. low, high: the share of the timesteps, 0 at the floor and 1 at the top, between which
     frames are guided at all (Kynkäänniemi et al. 2024, arXiv 2404.07724). rescale: how far the guided output is
     brought back to the deviation of the conditional one, 1 all the way (Lin et al. 2024, arXiv 2305.08891, eq. 15-16).
-    every, block: of blocks of so many rows, counted from the top, guide each `every`-th only, and as much as all of
-    them would.
+    every, block: of blocks of so many of these rows, counted from the noisiest, guide each `every`-th only, by so much
+    more as there are fewer rows.
     """
 
     weight: float = 1.0
@@ -34,9 +34,13 @@ class Guidance:
         floor, top = (float(ladder.timestep[row]) for row in (ladder.floor, -1))
         share = ((ladder.timestep.double() - floor) / max(top - floor, 1)).clamp(0, 1)
         clean = self.weight if self.clean is None else self.clean
-        weights = 1 + self.every * (clean + (self.weight - clean) * share - 1)
-        chosen = torch.arange(len(share) - 1, -1, -1) // self.block % self.every == 0
-        return torch.where((share >= self.low) & (share <= self.high) & chosen, weights, 1.0)
+        inside = (share >= self.low) & (share <= self.high)
+        noisier = inside.flip(0).cumsum(0).flip(0) - 1  # of them, for each
+        guided = inside & (noisier // self.block % self.every == 0)
+        steps = slice(ladder.floor + 1, None)
+        all_by_guided = inside[steps].sum() / guided[steps].sum().clamp_min(1)
+        weights = 1 + all_by_guided * (clean + (self.weight - clean) * share - 1)
+        return torch.where(guided, weights, 1.0)
 
 
 def classifier_free(both: Bound, weights: Tensor, rescale: float = 0.0, alone: Bound | None = None) -> Bound:
