@@ -193,7 +193,9 @@ def test_guidance_of_some_blocks_of_levels():
     assert Guidance(3.0, every=2, block=2).weights(ladder)[first:].tolist() == [4, 4, 1, 1, 4, 4]
     ladder = SCHEDULE.ladder("linspace", 32)
     for every, block, (low, high) in product((1, 2, 3, 4, 7, 1000), (1, 2, 4, 8), ((0, 1), (0.2, 0.8))):
-        part, full = (Guidance(3.0, None, low, high, every=n, block=block).weights(ladder)[first:] - 1 for n in (every, 1))
+        part, full = (
+            Guidance(3.0, None, low, high, every=n, block=block).weights(ladder)[first:] - 1 for n in (every, 1)
+        )
         assert part.sum() == pytest.approx(float(full.sum())) and not part[full == 0].any()
         assert bool(part[full.nonzero().max()])  # the noisiest is
 

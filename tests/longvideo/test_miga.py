@@ -280,6 +280,63 @@ def test_a_video_goes_on_behind_its_end(stub):
     torch.testing.assert_close(torch.cat(frames)[30:], whole[30:], atol=1e-3, rtol=0)
 
 
+class Finished(Refine):
+    """Keeps where its passes stood at the end."""
+
+    def watched(self) -> "Finished":
+        self.stood: list[tuple[list[int], int]] = []
+        return self
+
+    def _round(self, ended: bool = False) -> bool:
+        found = super()._round(ended)
+        if ended:
+            self.stood.append((self.done, self.total))
+        return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("more", [1, 10, 30, 43, 44, 200])
+def test_a_video_without_end_is_given_one(stub, more):
+    """Its ring may have gone on further than that: whatever is given has every pass behind it."""
+    queue = preset(stub, eta=0.0, reflection=None)
+    endless = Refine(queue, queue.denoise_at, 16)
+    list(itertools.islice(endless, 20))
+    state = {name: tensor.clone() for name, tensor in endless.state().items()}
+    rng = queue.noise.generator.get_state()
+    expected = torch.cat(list(itertools.islice(endless, 60)))
+    queue = preset(stub, eta=0.0, reflection=None)
+    queue.noise.generator.set_state(rng)
+    ended = Finished(queue, queue.denoise_at, 16, total=20 + more).watched()
+    ended.restore(state)
+    shown = torch.cat(list(itertools.islice(ended, more)))
+    assert len(shown) == more
+    for done, total in ended.stood[-1:]:
+        assert set(done) == {total}
+    sure = {1: 1, 200: 60}.get(more, 0)  # frames that the end does not reach
+    torch.testing.assert_close(shown[:sure], expected[:sure], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_prompts_may_change_within_a_round(stub):
+    """A prompt that comes back changes nothing in the order in which windows are computed."""
+    plain, turning = (given(preset(stub, eta=0.0)) for _ in range(2))
+    one, again = plain.denoise_at(0), preset(stub, eta=0.0).denoise_at(0)
+    same = Refine(plain, lambda _: one, 16, total=60)
+    turns = Refine(turning, lambda frame: again if 20 <= frame < 33 else one, 16, total=60)
+    torch.testing.assert_close(torch.cat(list(turns)), torch.cat(list(same)), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_end_can_be_interrupted(stub):
+    """Between its rounds, too; what a state holds then is the ring before the end."""
+    queue = preset(stub, eta=0.0)
+    stream = Refine(queue, queue.denoise_at, 16, total=30)
+    between = []
+    stream.between = lambda: between.append(stream.state()["refine.position"].tolist())
+    next(stream)
+    assert between[-1] == between[-2] and stream.ended
+
+
 @torch.no_grad()
 def test_frames_that_nobody_sees_are_not_refined(stub):
     """They go by as the queue gives them, and the video begins behind them."""

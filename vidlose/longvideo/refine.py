@@ -9,7 +9,7 @@ frames are those of passes over the whole of it.
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -114,19 +114,18 @@ class Refine(Slots, Iterator[Tensor]):
     def _round(self, ended: bool = False) -> bool:
         """All windows whose frames are there, of all passes: was there any?"""
         found = [(at, start, kept) for at in range(len(self.passes)) for start, kept in self._pieces(at, ended)]
-        prompts: dict[int, tuple[Denoise, list[Call]]] = {}
-        for _, start, kept in found:
-            denoise, slot = self.denoise_at(start), start - self.begin
-            call = Call(tuple(range(slot, slot + self.frames)), range(kept))
-            prompts.setdefault(id(denoise), (denoise, []))[1].append(call)
+        windows = sorted((start, kept) for _, start, kept in found)
         clean = torch.zeros_like(self.latents)
-        for denoise, calls in prompts.values():
-            clean += self.step(denoise, calls)
+        # A window reads what those behind it write: it runs together with them, or before them.
+        for _, some in groupby(windows, lambda window: id(self.denoise_at(window[0]))):
+            slots = [(start - self.begin, kept) for start, kept in some]
+            calls = [Call(tuple(range(slot, slot + self.frames)), range(kept)) for slot, kept in slots]
+            clean += self.step(self.denoise_at(self.begin + slots[0][0]), calls)
         for at, start, kept in found:
-            slots = list(range(start - self.begin, start - self.begin + kept))
+            done = list(range(start - self.begin, start - self.begin + kept))
             if self.passes[at][0] == self.sampler.ladder.floor:
-                self.latents[slots] = clean[slots]
-            self._arrived(at, slots)
+                self.latents[done] = clean[done]
+            self._arrived(at, done)
             self.done[at] = start + kept
         return bool(found)
 
@@ -158,7 +157,7 @@ class Refine(Slots, Iterator[Tensor]):
         end = copy(self)
         end.done, end.noise = list(self.done), self.noise.fork()
         while end._round(ended=True):
-            pass
+            self.between()
         return end.latents[self.done[-1] - self.begin :]
 
     def state(self) -> dict[str, Tensor]:
@@ -181,3 +180,4 @@ class Refine(Slots, Iterator[Tensor]):
         rows = [*(row for row, _ in self.passes), self.sampler.ladder.floor]
         self.levels = [rows[sum(frame < behind for behind in done)] for frame in range(begin, taken)]
         self.latents, self.given, self.begin, self.done = latents.to(self.latents), given, begin, done
+        self.total = max(self.total, done[0] + self.frames)  # a video without end went on further than it is to end now

@@ -51,7 +51,10 @@ def base(queue: Queue, source: Source = fresh) -> Tensor:
 
 def coherent(queue: Queue, source: Source = fresh) -> Tensor:
     """Low frequencies of the newest slot, noised up to the top, and high ones of noise (Ouroboros-Diffusion, arXiv
-    2501.09019, 3.2), mixed so that white noise stays white: G and sqrt(1 - G^2), with G = 1 at frequency 0."""
+    2501.09019, 3.2), mixed so that white noise stays white: G and sqrt(1 - G^2), with G = 1 at frequency 0.
+
+    Of a ladder whose top is noise alone (zero terminal SNR) the newest slot is taken as it is, most of all its noise.
+    """
     low = low_pass(*queue.latents.shape[-2:]).to(queue.latents)
     return _mixed(_risen(queue), source(queue), low, (1 - low**2).clamp_min(0).sqrt())
 
@@ -64,8 +67,10 @@ def coherent_reference(queue: Queue, source: Source = fresh) -> Tensor:
 
 
 def _risen(queue: Queue) -> Tensor:
-    """The newest slot `[C h w]`, `[width C h w]` times noised from its level to the top."""
+    """The newest slot `[C h w]`, `[width C h w]` times noised from its level to the top, if that leaves something."""
     ladder, at, top = queue.sampler.ladder, queue.levels[-1], queue.plan.top
+    if not ladder.alpha[top]:
+        return queue.latents[-1].expand(queue.plan.width, *queue.latents.shape[1:])
     kept = ladder.alpha[top] / ladder.alpha[at]
     added = (ladder.sigma[top] ** 2 - (kept * ladder.sigma[at]) ** 2).clamp_min(0).sqrt()
     return kept.float() * queue.latents[-1] + added.float() * fresh(queue)

@@ -158,16 +158,29 @@ def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     decided = asdict(settled) | {"frames": config.frames, "window_frames": settled.frames}
     batch = config.window_batch or window_batch(config, model, settled, partitions)
     decided |= {"partitions": partitions, "window_batch": batch}
-    return replace(config, **decided, **config.settled()), settled
+    return replace(config, **decided, **config.settled() | entering(config, model)), settled
 
 
-def window_batch(config: FifoConfig, model: VideoModel, settled: Settled, partitions: int) -> int | None:
-    """Windows in a batch: as measured, as many as pay on a CPU, or all; None where their number changes (miga)."""
+def entering(config: FifoConfig, model: VideoModel) -> dict[str, str]:
+    """A strategy's `base` tail is noise, where nothing of a frame is left at the noisiest level. Raises InputError
+    where that tail was asked for."""
+    if config.settled()["tail"] != "base" or model.schedule.alpha[-1]:
+        return {}
+    if config.tail:
+        raise InputError(
+            f"--tail base: nothing of a frame is left at {config.model}'s noisiest level (zero terminal SNR); "
+            "choose noise or coherent"
+        )
+    return {"tail": "noise"}
+
+
+def window_batch(config: FifoConfig, model: VideoModel, settled: Settled, partitions: int) -> int:
+    """Windows in a batch: as measured, as many as pay on a CPU, or as many as fifo's queue has."""
     width, height = model.latent_size(settled.width, settled.height)
     paying = max(1, CPU_BATCH // (2 * settled.frames * width * height)) if settled.device == "cpu" else None
-    if config.strategy != "fifo":
-        return paying
     windows = windows_of(partitions, config.lookahead)
+    if config.strategy != "fifo":  # whose windows are now more, now fewer
+        return paying or windows
     return tuned.window_batch(tuned.key(model, settled, windows)) or min(windows, paying or windows)
 
 
