@@ -1,7 +1,7 @@
 """FIFO over a long run: resident size after frame 100 and at the end, whole program, mp4 output, and whether its pace
 stays: the last tenth's seconds a frame over the second tenth's.
 
-python -m tests.benchmarks.memory [--frames 2000]
+python -m tests.benchmarks.memory [--frames 2000] [-- OPTIONS OF fifo]
 """
 
 import argparse
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tests.benchmarks.rows import append
 
+TINY = "fifo -p x --width 32 --height 32 --partitions 1 --window-frames 8 --device cpu --json -o x.mp4"
+
 
 def resident(pid: int) -> float:
     """MiB of a process, without its children."""
@@ -22,34 +24,18 @@ def resident(pid: int) -> float:
 
 
 def main() -> None:
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
-    frames = parser.parse_args().frames
-    words = [
-        "fifo",
-        "-p",
-        "x",
-        "--width",
-        "32",
-        "--height",
-        "32",
-        "--partitions",
-        "1",
-        "--window-frames",
-        "8",
-        "--device",
-        "cpu",
-        "--json",
-        "-o",
-        "x.mp4",
-        "--frames",
-    ]
+    frames = parser.parse_args(own).frames
+    words = [*TINY.split(), *options, "--frames", str(frames)]
+    case = " ".join([f"{frames} frames", *options])
     sizes: dict[int, float] = {}
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vidlose", *words, str(frames)], cwd=folder, stderr=subprocess.PIPE
-        )
+        process = subprocess.Popen([sys.executable, "-m", "vidlose", *words], cwd=folder, stderr=subprocess.PIPE)
         assert process.stderr
         for line in process.stderr:
             event = json.loads(line)
@@ -60,12 +46,12 @@ def main() -> None:
     before, last = sizes[100], sizes[max(sizes)]
     peak = max(size for at, size in sizes.items() if at > 100)
     growth = {"growth_at_end_percent": 100 * (last / before - 1), "growth_at_most_percent": 100 * (peak / before - 1)}
-    append("memory", f"{frames} frames", mib_at_frame_100=before, mib_at_end=last, **growth)
+    append("memory", case, mib_at_frame_100=before, mib_at_end=last, **growth)
     marks = list(times)
     tenth = len(marks) // 10
     if tenth:
         second, end = (pace(times, marks[a], marks[b]) for a, b in ((tenth - 1, 2 * tenth - 1), (-1 - tenth, -1)))
-        append("memory", f"{frames} frames", seconds_per_frame=end, last_tenth_over_second=end / second)
+        append("memory", case, seconds_per_frame=end, last_tenth_over_second=end / second)
 
 
 def pace(times: dict[int, float], first: int, last: int) -> float:

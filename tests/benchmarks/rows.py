@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vidlose.recipes import runtime
+
 FILE = Path(__file__).with_name("results.csv")
 COLUMNS = ["bench", "case", "metric", "value", "machine", "torch", "threads", "commit", "date"]
 
@@ -25,7 +27,8 @@ def machine(device: str) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    return f"{model}, {os.cpu_count()} cores"
+    bf16 = ", bf16" * runtime.has_bf16(torch.device("cpu"))
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()}{bf16}), {os.cpu_count()} cores"
 
 
 @cache

@@ -202,6 +202,7 @@ MIGA = [*FIFO, "--strategy", "miga", "--window-frames", "16"]
         ([*MIGA, "--partitions", "1", "--zigzag", "1"], "16 frames, --zigzag 1 .* take more --partitions"),
         ([*MIGA, "--guides", "all"], "unknown guides 'all'; choose from blocks, head"),
         ([*FIFO, "--tail", "head"], "unknown tail 'head'; choose from noise, base, coherent, coherent-reference"),
+        (["fifo", "-p", "x", "--tail", "base"], "--tail base: nothing of a frame is left at builtin's noisiest level"),
         ([*MIGA, "--reflect-threshold", "3"], "--reflect-threshold is 3.0; it must lie between 0 and 2"),
         ([*FIFO, "--reuse-noise", "-1"], "--reuse-noise is -1"),
         ([*FIFO, "--query-cache", "1.1"], "--query-cache is 1.1; it must lie between 0 and 1"),

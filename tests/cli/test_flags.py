@@ -207,7 +207,7 @@ def test_what_a_random_model_has_already_is_refused(vidlose, option):
 
 @pytest.mark.slow
 def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
-    """The graphs are run as they are: what inductor makes of them takes a minute, and tests/full."""
+    """The graphs are run as they are: what inductor makes of them takes minutes."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _):
@@ -219,8 +219,12 @@ def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
     plain = latents(*words)
     torch.testing.assert_close(latents(*words, "--compile"), plain, atol=1e-4, rtol=0)
     assert len(graphs) == 1  # one shape of call, and nothing in it that a graph cannot hold
+    assert vidlose(*words, "--compile", "-o", "a.safetensors")[0] == 0
     monkeypatch.undo()
     monkeypatch.setenv("CXX", "no-such-compiler")
+    longer = ["fifo", "--resume", "a.fifo.safetensors", "--extend", "2", "-o", "b.safetensors"]
+    assert vidlose(*longer)[0] == 3
+    assert vidlose(*longer, "--no-compile")[0] == 0  # a machine without a compiler goes on
     for command in (TINY_FIFO, TINY_CLIP):
         code, _, err = vidlose(*command, "-p", "x", "--compile")
         assert code == 3 and "--compile needs a C++ compiler, and there is no no-such-compiler" in err

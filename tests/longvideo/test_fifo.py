@@ -186,6 +186,43 @@ def test_state_continues_bit_by_bit(stub):
 
 
 @torch.no_grad()
+def test_windows_that_do_not_fit_are_halved(stub):
+    """A batch that runs out of memory is computed in parts, and the next ones are no larger; one window must fit."""
+    ladder = SCHEDULE.ladder("linspace", 16)
+    plan = fifo.plan(ladder, 4, lookahead=True)
+    base = torch.randn(4, 4, 2, 3)
+
+    def video(room: int, window_batch: int | None) -> tuple[Tensor, list[int]]:
+        tried: list[int] = []
+
+        def denoise(x: Tensor, level: Tensor, view: View) -> Prediction:
+            tried.append(len(view.windows))
+            if tried[-1] > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return bound(x, level, view)
+
+        bound = Sampler(Denoiser(stub), ladder).bind(Condition(torch.zeros(1, 3, 6)))
+        noise = SeededNoise(0)
+        queue = Queue(
+            plan,
+            Sampler(Denoiser(stub), ladder, eta=1.0),
+            lambda _: denoise,
+            noise,
+            fill(base, plan, ladder, noise),
+            window_batch=window_batch,
+        )
+        return torch.cat(list(itertools.islice(queue, 3))), tried
+
+    whole, calls = video(room=9, window_batch=None)
+    assert set(calls) == {8}
+    parts, calls = video(room=3, window_batch=None)
+    assert calls[:6] == [8, 4, 2, 2, 2, 2] and set(calls[6:]) == {2}
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        video(room=0, window_batch=4)
+
+
+@torch.no_grad()
 def test_the_whole_queue_turns_to_a_new_prompt(stub):
     """Prompts change by iteration: before the change nothing differs, from it on everything in flight does."""
     ladder = SCHEDULE.ladder("linspace", 8)

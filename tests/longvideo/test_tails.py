@@ -36,6 +36,25 @@ def test_golden(golden, replay):
     assert len(queue.levels) == 64 and queue.levels[-1] == 64
 
 
+def test_a_top_of_noise_alone():
+    """What is left of the newest slot there is nothing: it is taken as it is, and white noise stays white."""
+    ladder = SCHEDULE.zero_terminal().ladder("linspace", 16)
+    assert not ladder.alpha[16]
+    noise = torch.randn(16, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    for name in ("coherent", "coherent-reference"):
+        plan = fifo.plan(ladder, 16, lookahead=False, zigzag=64, tail=tails.tail(name))
+        queue = queue_of(plan, ladder, SeededNoise(0), noise, list(range(1, 17)))
+        queue.levels[-1] = 15
+        entered = torch.fft.fft2(plan.tail(queue), norm="ortho")
+        newest = torch.fft.fft2(noise[-1], norm="ortho")
+        low = (tails.low_pass(16, 24) > 0.5) & (tails.low_pass(16, 24) < 1)
+        alike = (entered[..., low] * newest[..., low].conj()).real.mean() / newest[..., low].abs().square().mean()
+        assert alike > 0.4, name
+        assert abs(entered.abs().square().mean((0, 1))[tails.low_pass(16, 24) < 0.01].mean() - 1) < 0.05, name
+        if name == "coherent":
+            assert abs(entered.abs().square().mean() - 1) < 0.05
+
+
 @pytest.mark.parametrize("size", [(16, 24), (15, 9)])
 def test_filters(size):
     """Ours is 1 at frequency 0, and white noise through it stays white; the original's takes low frequencies away."""

@@ -142,7 +142,7 @@ Dtype = Annotated[str, option("--dtype", help="auto, fp32, bf16 or fp16.", panel
 Compile = Annotated[
     bool,
     option(
-        "--compile",
+        "--compile/--no-compile",
         help="Compile the network first: minutes once, seconds after that, for frames in 0.8 of the time on a CPU.",
         panel="Advanced",
     ),

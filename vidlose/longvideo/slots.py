@@ -27,8 +27,9 @@ class Call:
 class Slots:
     """Latents `[Q C h w]` and their levels (rows of the sampler's ladder), slot 0 the oldest.
 
-    window_batch: model calls that run as one batch; None is all of them. processes: those that share the calls; all
-    have the same latents and the same noise. Neither changes the result.
+    window_batch: model calls that run as one batch, None is all of them; from when they do not fit into memory half as
+    many. processes: those that share the calls; all have the same latents and the same noise. Neither changes the
+    result but by rounding.
     """
 
     def __init__(
@@ -86,23 +87,37 @@ class Slots:
         """
         after, clean = both = torch.zeros(2, *self.latents.shape).to(self.latents)
         own = calls[self.processes.share(len(calls))]
-        size = self.window_batch or max(len(own), 1)
-        for some in (own[i : i + size] for i in range(0, len(own), size)):
-            seen, windows = torch.tensor([call.slots for call in some]).unique(return_inverse=True)  # [U], [R F]
-            keep = torch.tensor([r * len(call.slots) + i for r, call in enumerate(some) for i in call.write])
-            view = View(windows, keep, self.deep and self.deep.of(seen, windows))
-            pred = denoise(frames_of(self.latents, seen), level[seen][None], view)
-            if self.deep:
-                self.deep.take(view.deep, seen, view, len(after))
-            kept = view.kept(seen, 0)
-            ends = level[kept][None], target[kept][None]
-            x = self.sampler.step(frames_of(self.latents, kept), pred, *ends, frames_of(noise, kept))
-            after[kept] = x[0].transpose(0, 1)
-            clean[kept] = pred.x0[0].transpose(0, 1)
+        while own:
+            some = own[: self.window_batch]
+            try:
+                self._batch(denoise, some, level, target, noise, both)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                self.window_batch = len(some) // 2  # from now on
+            else:
+                own = own[len(some) :]
         self.processes.sum([both])
         others = sorted(set(range(len(after))) - {slot for call in calls for slot in call.written})
         after[others] = self.latents[others]
         return after, clean
+
+    def _batch(
+        self, denoise: Denoise, calls: list[Call], level: Tensor, target: Tensor, noise: Tensor, both: Tensor
+    ) -> None:
+        """What these calls write, into `both`."""
+        after, clean = both
+        seen, windows = torch.tensor([call.slots for call in calls]).unique(return_inverse=True)  # [U], [R F]
+        keep = torch.tensor([r * len(call.slots) + i for r, call in enumerate(calls) for i in call.write])
+        view = View(windows, keep, self.deep and self.deep.of(seen, windows))
+        pred = denoise(frames_of(self.latents, seen), level[seen][None], view)
+        if self.deep:
+            self.deep.take(view.deep, seen, view, len(after))
+        kept = view.kept(seen, 0)
+        ends = level[kept][None], target[kept][None]
+        x = self.sampler.step(frames_of(self.latents, kept), pred, *ends, frames_of(noise, kept))
+        after[kept] = x[0].transpose(0, 1)
+        clean[kept] = pred.x0[0].transpose(0, 1)
 
 
 def frames_of(queue: Tensor, slots: Tensor) -> Tensor:

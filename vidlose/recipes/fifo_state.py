@@ -19,7 +19,8 @@ from vidlose.recipes import runtime
 from vidlose.recipes.conditions import Conditions
 
 FILES = {"model", "motion_module", "lora", "vae"}
-FREE = FILES | {"output", "state", "state_every", "window_batch", "decode_batch", "device", "overwrite", "metadata"}
+MACHINE = {"device", "compile", "window_batch", "decode_batch"}
+FREE = FILES | MACHINE | {"output", "state", "state_every", "overwrite", "metadata"}
 """What a resumed run may say anew; everything else comes from the state. Files may have moved: their content counts."""
 FREE_IN_EXTENSION = {"prompt", "prompt_schedule", "negative", "format", "crf", "fps"}
 """What a continuation into a new output may say besides."""
@@ -124,6 +125,8 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
     before = saved.config.resolved()
     if before["output"] != "-":
         before["output"] = relative(os.path.join(saved.path.parent, before["output"]), os.curdir)
+    if "device" in given:  # what fitted the other one
+        before["window_batch"] = None
     free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
     for key, value in given.items():
         if key not in free and value not in (before[key], "auto"):

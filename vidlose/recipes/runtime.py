@@ -67,8 +67,10 @@ def settle_memory(device: torch.device) -> None:
     if device.type == "cpu" and sys.platform == "linux":
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
-            for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-                libc.mallopt(option, 2**31 - 1)
+            mmap_threshold, trim_threshold = -3, -1
+            # Older ones keep no block above 32 MiB. Either option ends glibc's own way of raising the first.
+            if any(libc.mallopt(mmap_threshold, size) for size in (2**31 - 1, 2**25)):
+                libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def compile(network: torch.nn.Module, device: torch.device, backend: str = "inductor") -> None:

@@ -72,11 +72,13 @@ def tune(config: TuneConfig, report: Reporter) -> int:
 
 
 def seconds(queue: Queue, window_batch: int, device: torch.device) -> float:
-    """Of one sweep, from the same state as any other."""
+    """Of one sweep, from the same state as any other. Raises OutOfMemory."""
     latents, levels = queue.latents, queue.levels
     queue.window_batch = window_batch
     began = time.perf_counter()
     queue.sweep()
+    if queue.window_batch != window_batch:
+        raise OutOfMemory("it does not fit in one batch")
     if device.type == "cuda":
         torch.cuda.synchronize()
     taken = time.perf_counter() - began
