@@ -493,6 +493,11 @@ def sweeps(bench: Bench, name: str, family: AnimateDiff | VideoCrafter, size: tu
             next(queue)  # compilers
             next(queue)  # and what they keep of a second call, as graphs are
             queues[side], seconds[side] = queue, []
+    if "original" in queues:  # after two sweeps of the same noise
+        expected = queues["original"].latents.float()
+        for side, queue in queues.items():
+            apart = (queue.latents.float() - expected).norm() / expected.norm()
+            bench.row(f"fifo, {name}, {side}", apart_from_original=float(apart))
     work = float("nan")
     if "all" in queues:
         with FlopCounterMode(display=False) as counted, chosen("eager"):  # it does not know our operators
