@@ -50,8 +50,13 @@ def make(command: str, video: Path, prompt: str, options: Sequence[str], seed: i
 
 
 def right(frames: Frames, asked: scene.Attributes) -> Scores:
-    """1 or 0 for each attribute."""
-    return agreement(recognise(frames).attributes, asked)
+    """1 or 0 for each attribute, and for the camera's direction, however fast it pans."""
+    read = recognise(frames).attributes
+    return agreement(read, asked) | {"direction": float(direction(read) == direction(asked))}
+
+
+def direction(shown: scene.Attributes) -> str:
+    return str(shown.camera).removeprefix("fast ")
 
 
 def agreement(read: scene.Attributes, asked: scene.Attributes) -> Scores:

@@ -370,6 +370,26 @@ def test_reflection_keeps_the_likest(stub):
     assert changes
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("turns", [False, True])
+def test_reflection_lets_a_new_prompt_in(stub, turns):
+    """A block that a change of prompt has made unlike those before it is not drawn anew."""
+    scored: list[int] = []  # iterations
+
+    def score(guides: Tensor, block: Tensor) -> float:
+        scored.append(queue.iteration)
+        return 1.0 if len(set(scored)) < 3 else 0.0  # the third block is out of line
+
+    queue, another = (preset(stub, 2, reflection=Reflection(0.5, score=score)) for _ in range(2))
+    while len(set(scored)) < 2:
+        queue._advance()
+    at = queue.iteration
+    one, other = queue.denoise_at(at), another.denoise_at(at)
+    queue.denoise_at = lambda iteration: other if turns and iteration >= at else one
+    queue._advance()
+    assert scored.count(at) == (1 if turns else 6)
+
+
 def test_what_does_not_fit_is_refused():
     ladder = SCHEDULE.ladder("linspace", 16)
     for options, said in [

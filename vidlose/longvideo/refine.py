@@ -114,13 +114,13 @@ class Refine(Slots, Iterator[Tensor]):
     def _round(self, ended: bool = False) -> bool:
         """All windows whose frames are there, of all passes: was there any?"""
         found = [(at, start, kept) for at in range(len(self.passes)) for start, kept in self._pieces(at, ended)]
-        windows = sorted((start, kept) for _, start, kept in found)
+        windows = [(self.denoise_at(start), start - self.begin, kept) for start, kept in sorted(w[1:] for w in found)]
         clean = torch.zeros_like(self.latents)
         # A window reads what those behind it write: it runs together with them, or before them.
-        for _, some in groupby(windows, lambda window: id(self.denoise_at(window[0]))):
-            slots = [(start - self.begin, kept) for start, kept in some]
-            calls = [Call(tuple(range(slot, slot + self.frames)), range(kept)) for slot, kept in slots]
-            clean += self.step(self.denoise_at(self.begin + slots[0][0]), calls)
+        for _, same in groupby(windows, lambda window: id(window[0])):
+            some = list(same)
+            calls = [Call(tuple(range(slot, slot + self.frames)), range(kept)) for _, slot, kept in some]
+            clean += self.step(some[0][0], calls)
         for at, start, kept in found:
             done = list(range(start - self.begin, start - self.begin + kept))
             if self.passes[at][0] == self.sampler.ladder.floor:

@@ -1,7 +1,8 @@
 """Self-reflection (MIGA, arXiv 2605.18233): a block that is less like those before it than the last one was is drawn
 anew, several times, and the likest is kept.
 
-It is judged while it is still noisy, at one level of the queue, which each block passes once.
+It is judged while it is still noisy, at one level of the queue, which each block passes once. Where the prompt has just
+changed it may be as unlike as it is.
 """
 
 from collections.abc import Callable
@@ -60,7 +61,8 @@ class Reflection:
         seen = queue.latents if self.noisy else clean
         score = self.score(seen[guides], seen[at : at + width])
         last, known = queue.memory[SCORE].tolist()
-        if known and last - score > self.threshold:
+        turned = queue.denoise_at(queue.iteration) is not queue.denoise_at(max(queue.iteration - 1, 0))
+        if known and not turned and last - score > self.threshold:
             drawn = [_candidate(queue, guides, layout) for _ in range(self.candidates)]
             scores = [
                 self.score(seen[guides], (slots if self.noisy else estimates)[:width]) for slots, estimates in drawn
