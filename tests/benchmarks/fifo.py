@@ -204,12 +204,9 @@ def sides(model: VideoModel, latent: int, compiled: bool) -> dict[str, tuple[Any
         "all, 2 windows a batch": (unet, 2),
         "all, as fifo does it": (unet, max(1, CPU_BATCH // (2 * FRAMES * latent**2))),
     }
-    fused, last = copy.deepcopy(unet), copy.deepcopy(unet)
+    fused = copy.deepcopy(unet)
     fused.fuse()
-    for module in last.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-    found |= {"all, fused": (fused, None), "all, channels last": (last, None)}
+    found |= {"all, fused": (fused, None), "all, channels last": (channels_last(copy.deepcopy(unet)), None)}
     types = {"": torch.float32} | ({", bf16": torch.bfloat16} if runtime.has_bf16(torch.device("cpu")) else {})
     for name, dtype in types.items():
         if name:
@@ -219,6 +216,14 @@ def sides(model: VideoModel, latent: int, compiled: bool) -> dict[str, tuple[Any
             runtime.compile(network, torch.device("cpu"))
             found[f"all, compiled{name}"] = (network, None)
     return found
+
+
+def channels_last(unet: UNet) -> UNet:
+    """With the weights of its convolutions so, which then take and give images so."""
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return unet
 
 
 @torch.no_grad()

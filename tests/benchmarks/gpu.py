@@ -472,6 +472,8 @@ def sweeps(bench: Bench, name: str, family: AnimateDiff | VideoCrafter, size: tu
     unet = network(bench, family).eval()
     lean = network(bench, family).eval()
     lean.fuse()
+    last = fifo.channels_last(network(bench, family).eval())
+    last.fuse()
     graph = network(bench, family).eval()
     graph.fuse()
     runtime.compile(graph, torch.device(bench.device), "eager" if bench.smoke else "inductor")
@@ -480,6 +482,7 @@ def sweeps(bench: Bench, name: str, family: AnimateDiff | VideoCrafter, size: tu
         "all": (unet, None),
         "all, 4 windows a batch": (unet, 4),
         "all, fused": (lean, None),
+        "all, fused, channels last": (last, None),
         "all, fused, compiled": (graph, None),
     }
     kernels_on = "eager" if bench.smoke else "triton"  # an interpreter would take an hour
