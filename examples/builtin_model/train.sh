@@ -52,4 +52,5 @@ stage pieces directions $(after sixteen) --steps 3708 --levels-partitions 1 --le
     --levels-partitions 4 --levels-partitions 8 --pieces 16 --pieces 4 --ema 0.995
 stage last directions $(after pieces) --steps 650 --pieces 16 --pieces 16 --pieces 4 --logit-mean 1.2 \
     --lr-schedule linear --warmup-steps 20 --ema 0.995
-python "$here/export_model.py" "$runs/last/model" "$runs/last/motion_module.safetensors"
+stage pans pans $(after last) --steps 1350
+python "$here/export_model.py" "$runs/pans/model" "$runs/pans/motion_module.safetensors"
