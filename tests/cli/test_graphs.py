@@ -32,8 +32,15 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=CPU), pytest.param("cuda", marks=CARD)])
-@pytest.mark.parametrize("more", [[], ["--reuse-deep", "2"], ["--guidance-every", "2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("device", "more"),
+    [
+        pytest.param("cpu", [], marks=CPU, id="cpu"),  # minutes
+        pytest.param("cuda", [], marks=CARD, id="cuda"),
+        pytest.param("cuda", ["--reuse-deep", "2"], marks=CARD, id="cuda, deep features"),
+        pytest.param("cuda", ["--guidance-every", "2"], marks=CARD, id="cuda, guidance"),
+    ],
+)
 def test_compiled_it_says_the_same(run, tmp_path, device, more):
     """So does another run. A graph's output is overwritten by its next call: nothing may still hold it then."""
     words = ["--device", device, "--dtype", "fp32", *more]
