@@ -31,7 +31,7 @@ from vidlose.longvideo.queue import Queue, fill
 from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.models.unet import UNet
 from vidlose.recipes import runtime
-from vidlose.recipes.fifo import CPU_BATCH
+from vidlose.recipes.fifo import cpu_batch
 
 FRAMES, PARTITIONS = 16, 4
 SAVINGS = ("keys", "batch", "branches", "windows", "drop")
@@ -178,10 +178,10 @@ def check(unet: UNet, latent: int) -> None:
     """Every structure of calls gives the same in fp64, of two windows that share frames. Raises AssertionError."""
     exact = copy.deepcopy(unet).double()
     text = torch.randn(2, 77, unet.family.text_width, dtype=torch.float64)
-    x = torch.randn(1, unet.family.latent_channels, FRAMES + FRAMES // 2, latent, latent, dtype=torch.float64)
-    timestep = torch.linspace(10, 990, x.shape[2]).long()[None]
-    windows = torch.stack([torch.arange(FRAMES), torch.arange(FRAMES) + FRAMES // 2])
     half = FRAMES // 2
+    x = torch.randn(1, unet.family.latent_channels, FRAMES + half, latent, latent, dtype=torch.float64)
+    timestep = torch.linspace(10, 990, x.shape[2]).long()[None]
+    windows = torch.stack([torch.arange(FRAMES), torch.arange(FRAMES) + half])
     keep = torch.cat([torch.arange(half, FRAMES), torch.arange(FRAMES + half, 2 * FRAMES)])
     view = {"branches": 2, "windows": windows, "keep": keep}
     fps = torch.full((1,), 8)
@@ -202,7 +202,7 @@ def sides(model: VideoModel, latent: int, compiled: bool) -> dict[str, tuple[Any
         "all": (unet, None),
         "all, 4 windows a batch": (unet, 4),
         "all, 2 windows a batch": (unet, 2),
-        "all, as fifo does it": (unet, max(1, CPU_BATCH // (2 * FRAMES * latent**2))),
+        "all, as fifo does it": (unet, cpu_batch(FRAMES, latent**2)),
     }
     fused = copy.deepcopy(unet)
     fused.fuse()

@@ -24,14 +24,13 @@ def resident(pid: int) -> float:
 
 
 def main() -> None:
-    own, options = sys.argv[1:], []
-    if "--" in own:
-        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
-    frames = parser.parse_args(own).frames
-    words = [*TINY.split(), *options, "--frames", str(frames)]
-    case = " ".join([f"{frames} frames", *options])
+    parser.add_argument("options", nargs="*", help="of fifo, behind --")
+    asked = parser.parse_args()
+    frames = asked.frames
+    words = [*TINY.split(), *asked.options, "--frames", str(frames)]
+    case = " ".join([f"{frames} frames", *asked.options])
     sizes: dict[int, float] = {}
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:

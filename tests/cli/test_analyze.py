@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 
 from tests.analysis.synthetic import noise, video
 from vidlose.analysis.flicker import FLOOR, FLOW_METRICS
-from vidlose.cli import main
 from vidlose.cli.console import Console
 from vidlose.config import AnalyzeConfig
 from vidlose.errors import InputError
@@ -46,26 +45,12 @@ def one_thread():
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`call(*words)` -> exit code, stdout, stderr, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return (end.value.code or 0, *capfd.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def refused(call: Call, tmp_path: Path) -> Callable[..., str]:
+def refused(vidlose: Call, tmp_path: Path) -> Callable[..., str]:
     """`refused(*words, code=3)`: the line; nothing else was said or written."""
 
     def refused(*words: str, code: int = 3) -> str:
         before = sorted(tmp_path.rglob("*"))
-        got, out, err = call("analyze-fft", *words)
+        got, out, err = vidlose("analyze-fft", *words)
         lines = err.splitlines()
         assert (got, out, len(lines)) == (code, "", 1), err
         assert err.startswith("vidlose: ") and "unexpected" not in err
@@ -106,8 +91,8 @@ SMALL = {"size": 64, "frames": 6}
 # --- figures
 
 
-def test_one_video(call):
-    code, out, err = call("analyze-fft", folder("clip", video(0, 2, 0.03, frames=10)), "--json")
+def test_one_video(vidlose):
+    code, out, err = vidlose("analyze-fft", folder("clip", video(0, 2, 0.03, frames=10)), "--json")
     assert code == 0
     found = json.loads(out)
     (one,) = found["sets"]["a"]["videos"]
@@ -123,14 +108,14 @@ def test_one_video(call):
     assert [event["video"] for event in events if event["event"] == "measured"] == ["clip"]
 
 
-def test_the_known_answer(call):
+def test_the_known_answer(vidlose):
     """32 pairs: A has flicker of 3 %, B none but more motion. The blog's figure names B, the flow names A."""
     rng = np.random.default_rng(0)
     for i in range(32):
         slow = rng.uniform(0.3, 1.5)
         folder(f"a/{i:02d}", video(i, slow, 0.03, size=96))
         folder(f"b/{i:02d}", video(i, slow + rng.uniform(5, 7), 0.002, size=96))
-    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--json")
+    code, out, _ = vidlose("analyze-fft", "a", "--compare", "b", "--json")
     assert code == 0
     found = json.loads(out)
     blog, ours, motion = (found["comparison"][name] for name in ("fft_highest", "flicker_std", "flow"))
@@ -144,7 +129,7 @@ def test_the_known_answer(call):
     assert len(ratio["ratio"]) == 9 and max(ratio["high"][1:8]) < 1  # every bin that the blog looked at
 
 
-def test_no_winner_where_the_figures_disagree(call):
+def test_no_winner_where_the_figures_disagree(vidlose):
     """A flickers in a corner, and hard; B everywhere, and softly: more to the mean, less to the typical pixel."""
     for i in range(6):
         still, rng = video(i, 0, 0, **SMALL).astype(np.float32), np.random.default_rng(i)
@@ -152,18 +137,18 @@ def test_no_winner_where_the_figures_disagree(call):
         corner[:, :32, :32] += 255 * 0.06 * noise(rng, "grain", 6, 32)[..., None]
         for name, frames in (("a", corner), ("b", everywhere)):
             folder(f"{name}/{i}", np.clip(frames + 0.5, 0, 255).astype(np.uint8))
-    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--json")[1])
+    found = json.loads(vidlose("analyze-fft", "a", "--compare", "b", "--json")[1])
     mean, typical = (found["comparison"][name]["difference"] for name in ("flicker_std", "flicker_typical"))
     assert (mean, typical) == ("higher", "lower")
     assert found["verdict"].startswith("no winner: ") and "by the typical pixel" in found["verdict"]
 
 
-def test_no_winner_where_there_is_none(call):
+def test_no_winner_where_there_is_none(vidlose):
     """Two arms of the same kind."""
     for i in range(8):
         folder(f"a/{i}", video(i, 1, 0.02, **SMALL))
         folder(f"b/{i}", video(i + 100, 1, 0.02, **SMALL))
-    code, out, err = call("analyze-fft", "a", "--compare", "b")
+    code, out, err = vidlose("analyze-fft", "a", "--compare", "b")
     assert code == 0
     verdict = next(line for line in out.splitlines() if line.startswith("# "))
     assert re.fullmatch(r"# no winner: A has .* times B's flicker, 95 % .* 8 pairs; about \d+ pairs would .*", verdict)
@@ -172,29 +157,29 @@ def test_no_winner_where_there_is_none(call):
     assert float(rows["flicker_std"].split("\t")[0]) == pytest.approx(0.02, rel=0.3)
 
 
-def test_few_pairs_have_no_interval(call):
+def test_few_pairs_have_no_interval(vidlose):
     for i in range(3):
         folder(f"a/{i}", video(i, 1, 0.04, **SMALL))
         folder(f"b/{i}", video(i, 1, 0.01, **SMALL))
-    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--json")
+    code, out, _ = vidlose("analyze-fft", "a", "--compare", "b", "--json")
     found = json.loads(out)
     assert code == 0 and "too few to say" in found["verdict"]
     one = found["comparison"]["flicker_std"]
     assert one["ratio"] > 2 and one["difference"] is one["low"] is one["p"] is None
 
 
-def test_real_clips_as_a_third(call):
+def test_real_clips_as_a_third(vidlose):
     for i in range(6):
         folder(f"a/{i}", video(i, 1, 0.04, **SMALL))
         folder(f"real/{i}", video(i + 50, 1, 0.01, **SMALL))
-    code, out, _ = call("analyze-fft", "a", "--real", "real", "--json")
+    code, out, _ = vidlose("analyze-fft", "a", "--real", "real", "--json")
     found = json.loads(out)
     assert code == 0 and found["to_real"]["flicker_std"]["low"] > 2
     assert found["to_real"]["flow"]["ratio"] == pytest.approx(1, abs=0.3)
 
 
-def test_latents_have_spectra_only(call):
-    code, out, err = call("analyze-fft", latents("x.safetensors"), "--compare", latents("y.safetensors"), "--json")
+def test_latents_have_spectra_only(vidlose):
+    code, out, err = vidlose("analyze-fft", latents("x.safetensors"), "--compare", latents("y.safetensors"), "--json")
     found = json.loads(out)
     (one,) = found["sets"]["a"]["videos"]
     assert code == 0 and "spectra only" in err
@@ -203,29 +188,29 @@ def test_latents_have_spectra_only(call):
     assert found["spectra_ratio"]["author"]["ratio"] == pytest.approx([1] * 9)
 
 
-def test_long_videos_are_read_in_windows(call):
+def test_long_videos_are_read_in_windows(vidlose):
     folder("long", video(0, 0.2, 0.02, frames=40, size=64))
-    code, out, _ = call("analyze-fft", "long", "--window", "8", "--json")
+    code, out, _ = vidlose("analyze-fft", "long", "--window", "8", "--json")
     one = json.loads(out)["sets"]["a"]["videos"][0]
     assert code == 0 and one["window"] == 8 and len(one["spectra"]["author"]) == 5
     assert [block["first_frame"] for block in one["blocks"]] == [0, 16]
     assert one["metrics"]["drift_colour"] < 0.04 and one["metrics"]["drift_sharpness"] == pytest.approx(1, abs=0.1)
 
 
-def test_only_some_groups(call):
+def test_only_some_groups(vidlose):
     path = folder("clip", video(0, 1, 0.02, **SMALL))
-    metrics = json.loads(call("analyze-fft", path, "--metrics", "spectra", "--json")[1])["sets"]["a"]["mean"]
+    metrics = json.loads(vidlose("analyze-fft", path, "--metrics", "spectra", "--json")[1])["sets"]["a"]["mean"]
     assert {name for name, value in metrics.items() if value is not None} == {"fft_highest", "hann_high_share"}
-    metrics = json.loads(call("analyze-fft", path, "--metrics", "flicker", "--json")[1])["sets"]["a"]["mean"]
+    metrics = json.loads(vidlose("analyze-fft", path, "--metrics", "flicker", "--json")[1])["sets"]["a"]["mean"]
     assert metrics["flicker_std"] and metrics["fft_highest"] is None
 
 
-def test_options_come_from_files_and_variables_too(call, monkeypatch):
+def test_options_come_from_files_and_variables_too(vidlose, monkeypatch):
     folder("clip", video(0, 1, 0.02, frames=9, size=64))
     Path("c.toml").write_text('window = 5\n[analyze-fft]\nmetrics = ["spectra"]\n')
 
     def window(*words: str) -> int:
-        return json.loads(call("analyze-fft", "clip", "--json", *words)[1])["sets"]["a"]["videos"][0]["window"]
+        return json.loads(vidlose("analyze-fft", "clip", "--json", *words)[1])["sets"]["a"]["videos"][0]["window"]
 
     assert (window(), window("--config", "c.toml")) == (9, 5)
     monkeypatch.setenv("VIDLOSE_WINDOW", "6")
@@ -245,21 +230,21 @@ def stdin(path: str) -> Iterator[None]:
         os.close(before)
 
 
-def test_stdin(call):
+def test_stdin(vidlose):
     """A y4m stream, as `vidlose generate -o - --format y4m` writes it."""
     film("clip.y4m", video(0, 1, 0.03, **SMALL))
     with stdin("clip.y4m"):
-        code, out, _ = call("analyze-fft", "-", "--fail-if", "flicker_std>0.06", "--json")
+        code, out, _ = vidlose("analyze-fft", "-", "--fail-if", "flicker_std>0.06", "--json")
     one = json.loads(out)["sets"]["a"]["videos"][0]
     assert code == 0 and one["name"] == "stdin" and one["frames"] == 6
 
 
-def test_stdin_is_compared_like_a_file(call, refused):
+def test_stdin_is_compared_like_a_file(vidlose, refused):
     """By frame rate and size; nothing of the stream is lost by looking at its head."""
     frames = video(0, 1, 0.03, frames=40, size=64)
     film("clip.y4m", frames), film("fast.y4m", frames, fps=24), film("small.y4m", frames[:, :48])
     with stdin("clip.y4m"):
-        found = json.loads(call("analyze-fft", "-", "--compare", "clip.y4m", "--json")[1])
+        found = json.loads(vidlose("analyze-fft", "-", "--compare", "clip.y4m", "--json")[1])
     assert found["comparison"]["flicker_std"]["ratio"] == 1
     assert found["sets"]["a"]["videos"][0]["metrics"] == found["sets"]["b"]["videos"][0]["metrics"]
     for name, said in (
@@ -271,7 +256,7 @@ def test_stdin_is_compared_like_a_file(call, refused):
             assert said in line and line.endswith("or write stdin to a file and give --resample\n")
     film("clip.mkv", frames)
     with stdin("clip.mkv"):  # of other streams it is not known beforehand
-        assert call("analyze-fft", "-", "--compare", "clip.y4m")[0] == 0
+        assert vidlose("analyze-fft", "-", "--compare", "clip.y4m")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -292,59 +277,59 @@ def test_headers_of_y4m(header, told):
 # --- who is compared with whom
 
 
-def ratios(call: Call, *words: str) -> list[tuple[str, str]]:
-    code, out, err = call("analyze-fft", *words, "--metrics", "spectra", "--json")
+def ratios(vidlose: Call, *words: str) -> list[tuple[str, str]]:
+    code, out, err = vidlose("analyze-fft", *words, "--metrics", "spectra", "--json")
     assert code == 0, err
     sets = json.loads(out)["sets"]
     return [(a["name"], b["name"]) for a, b in zip(sets["a"]["videos"], sets["b"]["videos"], strict=True)]
 
 
-def test_pairs_are_by_prompt_and_seed_of_the_run_cards(call):
+def test_pairs_are_by_prompt_and_seed_of_the_run_cards(vidlose):
     clip = video(0, 1, 0.02, **SMALL)
     for name, prompt, seed in (("x", "a cat", 1), ("y", "a cat", 2), ("z", "a dog", 1)):
         folder(f"a/{name}", clip, prompt=prompt, seed=seed)
     for name, prompt, seed in (("p", "a dog", 1), ("q", "a cat", 2), ("x", "a cat", 1)):
         folder(f"b/{name}", clip, prompt=prompt, seed=seed)
-    assert ratios(call, "a", "--compare", "b") == [("x", "x"), ("y", "q"), ("z", "p")]
-    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "spectra", "--json")[1])
+    assert ratios(vidlose, "a", "--compare", "b") == [("x", "x"), ("y", "q"), ("z", "p")]
+    found = json.loads(vidlose("analyze-fft", "a", "--compare", "b", "--metrics", "spectra", "--json")[1])
     one = found["comparison"]["fft_highest"]
     assert (one["pairs"], one["prompts"]) == (3, 2)
 
 
-def test_pairs_are_by_name_without_cards_and_two_videos_are_one(call):
+def test_pairs_are_by_name_without_cards_and_two_videos_are_one(vidlose):
     clip = video(0, 1, 0.02, **SMALL)
     for name in ("a/1", "a/2", "b/2", "b/1"):
         folder(name, clip)
-    assert ratios(call, "a", "--compare", "b") == [("1", "1"), ("2", "2")]
-    assert ratios(call, "a/1", "--compare", "b/2") == [("1", "2")]
+    assert ratios(vidlose, "a", "--compare", "b") == [("1", "1"), ("2", "2")]
+    assert ratios(vidlose, "a/1", "--compare", "b/2") == [("1", "2")]
 
 
-def test_states_and_sheets_are_no_videos(call):
+def test_states_and_sheets_are_no_videos(vidlose):
     film("out.y4m", video(0, 1, 0.02, **SMALL))
     latents("out.fifo.safetensors")
     Image.new("RGB", (30, 30)).save("sheet.png")
-    code, out, _ = call("analyze-fft", ".", "--metrics", "spectra", "--json")
+    code, out, _ = vidlose("analyze-fft", ".", "--metrics", "spectra", "--json")
     assert code == 0 and [one["name"] for one in json.loads(out)["sets"]["a"]["videos"]] == ["out"]
 
 
-def test_resampling_where_it_is_asked_for(call, refused):
+def test_resampling_where_it_is_asked_for(vidlose, refused):
     """B has twice the size and twice the frames a second, of the same pan: as much motion a frame afterwards."""
     fast = video(0, 1, 0, frames=12, size=128)
     film("b.y4m", fast, fps=16)
     film("a.y4m", np.stack([cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA) for frame in fast[::2]]), fps=8)
     assert "128x128" in (line := refused("a.y4m", "--compare", "b.y4m")) and "--resample" in line
-    code, out, err = call("analyze-fft", "a.y4m", "--compare", "b.y4m", "--resample", "--json")
+    code, out, err = vidlose("analyze-fft", "a.y4m", "--compare", "b.y4m", "--resample", "--json")
     assert code == 0, err
     found = json.loads(out)
     a, b = (found["sets"][name]["videos"][0] for name in "ab")
     assert a["size"] == b["size"] == [64, 64] and a["frames"] == b["frames"] == 6
     assert found["comparison"]["flow"]["ratio"] == pytest.approx(1, abs=0.03)
-    code, out, _ = call("analyze-fft", "a.y4m", "--real", "b.y4m", "--resample", "--json")  # real ones too
+    code, out, _ = vidlose("analyze-fft", "a.y4m", "--real", "b.y4m", "--resample", "--json")  # real ones too
     real = json.loads(out)["sets"]["real"]["videos"][0]
     assert code == 0 and (real["size"], real["frames"]) == ([64, 64], 6)
     film("c.y4m", fast, fps=8)
     film("d.y4m", np.concatenate([fast] * 4), fps=24), film("e.y4m", np.concatenate([fast] * 2), fps=8)
-    sets = json.loads(call("analyze-fft", "d.y4m", "--compare", "e.y4m", "--resample", "--json")[1])["sets"]
+    sets = json.loads(vidlose("analyze-fft", "d.y4m", "--compare", "e.y4m", "--resample", "--json")[1])["sets"]
     assert [sets[name]["videos"][0]["frames"] for name in "ab"] == [16, 16]  # of two seconds; e has three
     film("f.y4m", fast[:3], fps=24)
     assert "share 1 frame at 8 frames a second; 3 are needed" in refused("f.y4m", "--compare", "e.y4m", "--resample")
@@ -363,16 +348,16 @@ NO_CARDS = [
 
 
 @pytest.mark.parametrize("text", NO_CARDS, ids=range(len(NO_CARDS)))
-def test_a_video_beside_json_that_is_no_run_card(call, text):
+def test_a_video_beside_json_that_is_no_run_card(vidlose, text):
     """As the tool's own report beside it is none."""
     film("clip.y4m", video(0, 1, 0.03, **SMALL))
     Path("clip.json").write_text(text)
-    code, out, err = call("analyze-fft", "clip.y4m", "--metrics", "spectra", "--json")
+    code, out, err = vidlose("analyze-fft", "clip.y4m", "--metrics", "spectra", "--json")
     assert code == 0, err
     assert json.loads(out)["sets"]["a"]["videos"][0]["prompt"] is None
 
 
-def test_a_variable_frame_rate_has_no_pair_but_one_of_its_own_kind(call, refused):
+def test_a_variable_frame_rate_has_no_pair_but_one_of_its_own_kind(vidlose, refused):
     """Ten frames at eight a second, and ten at two."""
     film("clip.y4m", video(0, 1, 0.02, frames=20, size=64))
     late = "setpts=(N+3*max(N-10\\,0))/8/TB"
@@ -382,38 +367,38 @@ def test_a_variable_frame_rate_has_no_pair_but_one_of_its_own_kind(call, refused
         assert "late.mkv has frames at uneven times: give it a rate" in refused(
             "clip.y4m", "--compare", "late.mkv", *more
         )
-    assert ratios(call, "late.mkv", "--compare", "late.mkv") == [("late", "late")]
+    assert ratios(vidlose, "late.mkv", "--compare", "late.mkv") == [("late", "late")]
 
 
-def test_hidden_files_are_no_videos(call):
+def test_hidden_files_are_no_videos(vidlose):
     film("out.y4m", video(0, 1, 0.02, **SMALL))
     Path("._out.y4m").write_bytes(b"what another system keeps beside it")
-    assert ratios(call, ".", "--compare", "out.y4m") == [("out", "out")]
+    assert ratios(vidlose, ".", "--compare", "out.y4m") == [("out", "out")]
 
 
-def test_a_named_pipe_is_read_once(call):
+def test_a_named_pipe_is_read_once(vidlose):
     film("clip.y4m", video(0, 1, 0.02, **SMALL))
     os.mkfifo("pipe.y4m")
     Thread(target=lambda: Path("pipe.y4m").write_bytes(Path("clip.y4m").read_bytes()), daemon=True).start()
-    assert ratios(call, "pipe.y4m", "--compare", "clip.y4m") == [("pipe", "clip")]
+    assert ratios(vidlose, "pipe.y4m", "--compare", "clip.y4m") == [("pipe", "clip")]
 
 
-def test_what_is_left_out_of_a_folder_is_said(call):
+def test_what_is_left_out_of_a_folder_is_said(vidlose):
     clip = video(0, 1, 0.02, **SMALL)
     film("out.y4m", clip), latents("x.safetensors"), folder("nested/deep", clip), Image.new("RGB", (9, 9)).save("s.png")
-    _, _, err = call("analyze-fft", ".", "--metrics", "spectra")
+    _, _, err = vidlose("analyze-fft", ".", "--metrics", "spectra")
     assert ".: only its videos are analysed; left out: 1 latents, 1 pictures, 1 folders" in err
 
 
 # --- what counts
 
 
-def test_no_flicker_at_all_is_a_figure(call):
+def test_no_flicker_at_all_is_a_figure(vidlose):
     """Six perfect videos of twelve: they count, at the floor."""
     for i in range(12):
         folder(f"a/{i:02d}", video(i, 0, 0 if i % 2 else 0.02, **SMALL))
         folder(f"b/{i:02d}", video(i, 0, 0.02, **SMALL))
-    code, out, _ = call("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")
+    code, out, _ = vidlose("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")
     one = json.loads(out)["comparison"]["flicker_std"]
     a = json.loads(out)["sets"]["a"]["videos"]
     assert code == 0 and a[1]["metrics"]["flicker_std"] == 0
@@ -423,16 +408,16 @@ def test_no_flicker_at_all_is_a_figure(call):
     )  # half of them that much less
 
 
-def test_nobody_wins_below_the_floor(call):
+def test_nobody_wins_below_the_floor(vidlose):
     """Still clips, and the same in motion: what 8 bits leave of them is another, and no flicker."""
     for i in range(8):
         folder(f"a/{i}", video(i, 0, 0, **SMALL))
         folder(f"b/{i}", video(i, 0.5, 0, **SMALL))
-    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")[1])
+    found = json.loads(vidlose("analyze-fft", "a", "--compare", "b", "--metrics", "flicker", "--json")[1])
     one = found["comparison"]["flicker_std"]
     assert one["difference"] == "lower" and one["high"] < 1
     assert found["verdict"].startswith("no winner: ") and "do not show differences below 0.0016" in found["verdict"]
-    found = json.loads(call("analyze-fft", "a", "--compare", "a", "--json")[1])
+    found = json.loads(vidlose("analyze-fft", "a", "--compare", "a", "--json")[1])
     assert "do not show differences below 0.0016" in found["verdict"]
     assert found["comparison"]["flicker_std"]["ratio"] == found["comparison"]["fft_highest"]["ratio"] == 1
     assert found["spectra_ratio"]["hann"]["ratio"][1:] == [1] * 3  # of rounding there is no ratio
@@ -463,17 +448,17 @@ def test_equal_motion_is_heeded():
     assert len(row) == len(columns) and row[3] and row[4]
 
 
-def test_drift_is_compared_at_equal_positions(call):
+def test_drift_is_compared_at_equal_positions(vidlose):
     """A goes on for twice as long in the same way, and is no worse for it."""
     fading = (video(0, 0.2, 0, frames=96, size=48) * np.linspace(1, 0.4, 96)[:, None, None, None]).astype(np.uint8)
     folder("a", fading), folder("b", fading[:48])
-    found = json.loads(call("analyze-fft", "a", "--compare", "b", "--metrics", "drift", "--json")[1])
+    found = json.loads(vidlose("analyze-fft", "a", "--compare", "b", "--metrics", "drift", "--json")[1])
     assert found["comparison"]["drift_colour"]["ratio"] == found["comparison"]["drift_features"]["ratio"] == 1
     assert len(found["sets"]["a"]["videos"][0]["blocks"]) == 6
     black = fading.copy()
     black[:16] = 0
     folder("c", black)
-    code, out, err = call("analyze-fft", "c", "--json")
+    code, out, err = vidlose("analyze-fft", "c", "--json")
     metrics = json.loads(out)["sets"]["a"]["mean"]
     assert code == 0 and "c: its first 16 frames are black or without texture: no drift" in err
     assert metrics["drift_sharpness"] is None and metrics["sharpness"] > 0
@@ -504,13 +489,13 @@ def test_latents_are_read_in_slices(tmp_path):
 # --- reports
 
 
-def test_reports(call):
+def test_reports(vidlose):
     for i in range(6):
         folder(f"a/{i}", video(i, 1, 0.03, frames=33, size=48))
         folder(f"b/{i}", video(i, 2, 0.01, frames=33, size=48))
     names = ["r.json", "r.csv", "r.npz", "r.png"]
     words = [word for name in names for word in ("-o", name)]
-    code, out, err = call("analyze-fft", "a", "--compare", "b", "--real", "b", *words)
+    code, out, err = vidlose("analyze-fft", "a", "--compare", "b", "--real", "b", *words)
     assert (code, out.split()) == (0, names), err
     assert json.loads(Path("r.json").read_text())["verdict"].startswith("B flickers less")
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
@@ -531,37 +516,37 @@ def test_reports(call):
     assert len(arrays["a/0/mc3"]) == 31 and arrays["a/0/blocks"].shape == (2, 4)
     with Image.open("r.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(10**6)) > 100
-    assert "exists" in call("analyze-fft", "a", "-o", "r.csv")[2]
-    assert call("analyze-fft", "a", "-o", "r.csv", "--overwrite", "--metrics", "spectra")[0] == 0
+    assert "exists" in vidlose("analyze-fft", "a", "-o", "r.csv")[2]
+    assert vidlose("analyze-fft", "a", "-o", "r.csv", "--overwrite", "--metrics", "spectra")[0] == 0
 
 
-def test_names_are_what_the_disk_allows(call):
+def test_names_are_what_the_disk_allows(vidlose):
     """Half a formula, letters that the picture's font has not, a tab, a byte that is no text."""
     name = folder("$\\frac{$ \u65e5\t\udcff", video(0, 1, 0.02, **SMALL))
     words = ["--metrics", "spectra", "-o", "r.png", "-o", "r.csv", "-o", "r.npz", "-o", "r.json", "--json"]
-    code, out, err = call("analyze-fft", name, *words)
+    code, out, err = vidlose("analyze-fft", name, *words)
     assert code == 0 and "Glyph" not in err, err
     for told in (out, Path("r.json").read_text()):
         assert json.loads(told)["sets"]["a"]["videos"][0]["source"] == name
     assert "\\udcff" in Path("r.csv").read_text()
 
 
-def test_progress_is_one_bar_a_set(call, monkeypatch):
+def test_progress_is_one_bar_a_set(vidlose, monkeypatch):
     """Of its videos; of a single one its frames."""
     film("a/1.y4m", video(0, 1, 0.02, frames=9, size=64)), film("a/2.y4m", video(1, 1, 0.02, frames=9, size=64))
     seen = []
     monkeypatch.setattr(Console, "progress", lambda _, what, done, total: seen.append((what, done, total)))
-    call("analyze-fft", "a", "--compare", "a", "--metrics", "spectra")
+    vidlose("analyze-fft", "a", "--compare", "a", "--metrics", "spectra")
     assert seen == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
     seen.clear()
-    call("analyze-fft", "a/1.y4m", "--metrics", "spectra")
+    vidlose("analyze-fft", "a/1.y4m", "--metrics", "spectra")
     assert seen == [("a", 8, None), ("a", 9, None)]
 
 
-def test_a_picture_of_a_single_video(call):
+def test_a_picture_of_a_single_video(vidlose):
     folder("clip", video(0, 1, 0.03, **SMALL))
-    assert call("analyze-fft", "clip", "-o", "r.png")[:2] == (0, "r.png\n")
-    assert call("analyze-fft", latents("x.safetensors"), "-o", "l.png")[:2] == (0, "l.png\n")
+    assert vidlose("analyze-fft", "clip", "-o", "r.png")[:2] == (0, "r.png\n")
+    assert vidlose("analyze-fft", latents("x.safetensors"), "-o", "l.png")[:2] == (0, "l.png\n")
 
 
 def test_panels_without_anything_to_draw_are_left_out():
@@ -574,12 +559,12 @@ def test_panels_without_anything_to_draw_are_left_out():
     assert len(said) == 40 and said.endswith("/clip.mp4") and analysis_report.shortened("clip.mp4") == "clip.mp4"
 
 
-def test_a_person_sees_a_table_and_a_pipe_lines(call, monkeypatch):
+def test_a_person_sees_a_table_and_a_pipe_lines(vidlose, monkeypatch):
     folder("clip", video(0, 1, 0.03, **SMALL))
-    _, out, err = call("analyze-fft", "clip", "--metrics", "spectra")
+    _, out, err = vidlose("analyze-fft", "clip", "--metrics", "spectra")
     assert "fft_highest\t" in out and "fft_highest" not in err
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    _, out, err = call("analyze-fft", "clip", "--metrics", "spectra")
+    _, out, err = vidlose("analyze-fft", "clip", "--metrics", "spectra")
     assert out == "" and "fft_highest" in err
 
 
@@ -594,26 +579,26 @@ def test_a_person_sees_a_table_and_a_pipe_lines(call, monkeypatch):
         ("sharpness>0.0001", True),
     ],
 )
-def test_fail_if(call, condition, holds):
+def test_fail_if(vidlose, condition, holds):
     folder("clip", video(0, 1, 0.04, **SMALL))
-    code, out, err = call("analyze-fft", "clip", "--fail-if", condition, "--json")
+    code, out, err = vidlose("analyze-fft", "clip", "--fail-if", condition, "--json")
     assert code == (3 if holds else 0)
     assert json.loads(out)["sets"]["a"]["mean"]["flicker_std"] > 0.03  # the result is there either way
     assert ("--fail-if: " in err) == holds
 
 
-def test_fail_if_of_a_ratio(call, refused):
+def test_fail_if_of_a_ratio(vidlose, refused):
     folder("a", video(0, 1, 0.04, **SMALL)), folder("b", video(0, 1, 0.02, **SMALL))
     words = ("analyze-fft", "a", "--compare", "b", "--json", "--fail-if")
-    assert call(*words, "flicker_std_ratio>1.5")[0] == 3
-    assert call(*words, "flicker_std_ratio>2.5")[0] == 0
+    assert vidlose(*words, "flicker_std_ratio>1.5")[0] == 3
+    assert vidlose(*words, "flicker_std_ratio>2.5")[0] == 0
     assert "goes with --compare" in refused("a", "--fail-if", "flicker_std_ratio>1", code=2)
 
 
 # --- what is refused
 
 
-def test_videos_that_cannot_be_measured(call, refused):
+def test_videos_that_cannot_be_measured(vidlose, refused):
     still = video(0, 0, 0, **SMALL)
     folder("short", still[:2]), folder("black", 0 * still), folder("flat", 0 * still + 128), folder("good", still)
     folder("mixed", still), Image.new("RGB", (60, 64)).save("mixed/000006.png")
@@ -629,18 +614,18 @@ def test_videos_that_cannot_be_measured(call, refused):
     Path("notes.mp4").write_text("a text")
     folder("both/good", still), folder("both/black", 0 * still)
     assert "notes.mp4" in refused("notes.mp4")
-    code, out, err = call("analyze-fft", "good", "black", "--json")  # one of two is left out, and said
+    code, out, err = vidlose("analyze-fft", "good", "black", "--json")  # one of two is left out, and said
     assert code == 0 and "black is not measurable, and left out" in err
     assert json.loads(out)["sets"]["a"]["videos"][1]["metrics"]["flicker_std"] is None
     assert (
         json.loads(out)["sets"]["a"]["mean"]
-        == json.loads(call("analyze-fft", "good", "--json")[1])["sets"]["a"]["mean"]
+        == json.loads(vidlose("analyze-fft", "good", "--json")[1])["sets"]["a"]["mean"]
     )
-    code, _, err = call("analyze-fft", "good", "black", "--fail-if", "sharpness>0.5")
+    code, _, err = vidlose("analyze-fft", "good", "black", "--fail-if", "sharpness>0.5")
     assert code == 3 and "--fail-if sharpness>0.5: black has no sharpness: black or without texture" in err
-    found = json.loads(call("analyze-fft", "good", "black", "--compare", "both", "--json")[1])
+    found = json.loads(vidlose("analyze-fft", "good", "black", "--compare", "both", "--json")[1])
     assert {one["pairs"] for one in found["comparison"].values()} == {1}
-    code, out, _ = call("analyze-fft", "good", "--real", "both", "--json")
+    code, out, _ = vidlose("analyze-fft", "good", "--real", "both", "--json")
     assert json.loads(out)["to_real"]["flicker_std"]["ratio"] == 1  # one of the real ones alone is black
 
 
@@ -719,13 +704,13 @@ def test_no_input(refused):
         os.close(before)
 
 
-def test_flow_metrics_are_the_ones_that_need_flow(call):
+def test_flow_metrics_are_the_ones_that_need_flow(vidlose):
     """Frames too small for flow have no figure but a reason, and others where these alone are asked for."""
     folder("tiny", video(0, 1, 0.02, frames=6, size=24)), folder("good", video(0, 1, 0.02, **SMALL))
-    code, out, err = call("analyze-fft", "tiny", "good", "--json")
+    code, out, err = vidlose("analyze-fft", "tiny", "good", "--json")
     one = json.loads(out)["sets"]["a"]["videos"][0]
     assert code == 0 and "too small for optical flow" in one["not_measurable"] and "left out" in err
     assert all(one["metrics"][name] is None for name in FLOW_METRICS)
     assert set(one["metrics"].values()) == {None} and set(one["spectra"]["hann"]) == {None}
-    code, out, _ = call("analyze-fft", "tiny", "--metrics", "spectra", "--json")
+    code, out, _ = vidlose("analyze-fft", "tiny", "--metrics", "spectra", "--json")
     assert code == 0 and json.loads(out)["sets"]["a"]["mean"]["fft_highest"] > 0

@@ -71,25 +71,12 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`call(*words)` -> exit code, stdout, stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return (end.value.code or 0, *capfd.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def refused(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., str]:
+def refused(vidlose: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., str]:
     """`refused(*words, code=3)`: the line, once all that is promised of a refusal holds."""
 
     def refused(*words: str, code: int = 3) -> str:
         before = snapshot(tmp_path)
-        got, out, err = call(*words)
+        got, out, err = vidlose(*words)
         assert err.startswith("vidlose: ") and err.endswith("\n") and err.count("\n") == 1, err
         assert "unexpected" not in err and "Traceback" not in err, err
         assert (got, out) == (code, ""), err
@@ -300,10 +287,10 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("words", "code", "said", "files"), OPTIONS, ids=[" ".join(words[-2:])[:30] for words, *_ in OPTIONS]
 )
-def test_options(call, refused, tmp_path, words, code, said, files):
+def test_options(vidlose, refused, tmp_path, words, code, said, files):
     if "unexpected extra" in said or words[0] == "--json":
         lay(tmp_path, files)
-        got, out, err = call(*words)
+        got, out, err = vidlose(*words)
         assert (got, out, err.count("\n")) == (code, "", 1) and re.search(said, err) and not os.listdir(tmp_path)
     else:
         check(refused, tmp_path, words, code, said, files)
@@ -434,9 +421,9 @@ def test_a_name_that_leaves_no_room(refused, words):
     refused(*words)
 
 
-def test_a_name_made_of_wide_characters(call, tmp_path):
+def test_a_name_made_of_wide_characters(vidlose, tmp_path):
     """60 of them are 240 bytes: the name that is made of a prompt must leave room for its suffixes."""
-    code, out, err = call(*BARE, "-p", "\U00020000" * 100)
+    code, out, err = vidlose(*BARE, "-p", "\U00020000" * 100)
     assert code == 0, err
 
 
@@ -527,8 +514,8 @@ def test_a_frame_of_any_size(refused):
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-def test_a_long_schedule_is_no_file(call, tmp_path, length):
-    code, _, err = call(*BARE, "-o", "out.safetensors", "--prompt-schedule", f"0: {'long ' * (length // 5)} | 2: x")
+def test_a_long_schedule_is_no_file(vidlose, tmp_path, length):
+    code, _, err = vidlose(*BARE, "-o", "out.safetensors", "--prompt-schedule", f"0: {'long ' * (length // 5)} | 2: x")
     assert code == 0, err
 
 
@@ -611,10 +598,10 @@ def test_prompt_files(refused, tmp_path, monkeypatch, name, said, files):
     ids=lambda prompt: ascii(prompt)[:20],
 )
 @pytest.mark.parametrize("command", ["fifo", "generate"])
-def test_any_prompt_will_do(call, tmp_path, command, prompt):
+def test_any_prompt_will_do(vidlose, tmp_path, command, prompt):
     """Quotes, line ends, control characters, bytes that are no text: a name is made of it, and the card is whole."""
     words = BARE if command == "fifo" else CLIPS
-    code, out, err = call(*words, "-p", prompt, "--frames", "1")
+    code, out, err = vidlose(*words, "-p", prompt, "--frames", "1")
     assert code == 0, err
     assert out.endswith(".mp4\n") and out.count("\n") == 1 and "/" not in out
     card = json.loads((tmp_path / f"{out[:-5]}.json").read_text())
@@ -830,10 +817,10 @@ def forged(made: bytes, tmp_path: Path) -> Callable[..., None]:
     return forge
 
 
-def test_a_forged_state_is_as_good_as_any(call, forged, tmp_path):
+def test_a_forged_state_is_as_good_as_any(vidlose, forged, tmp_path):
     """Or the tests below would be of no use."""
     forged()
-    code, _, err = call("fifo", "--resume", STATE)
+    code, _, err = vidlose("fifo", "--resume", STATE)
     assert code == 0, err
     assert load_file(tmp_path / "out.safetensors")["latents"].shape == (3, 4, 2, 2)
 
@@ -953,7 +940,7 @@ def test_a_state_of_another_strategy(refused, forged):
     assert f"{STATE} is of another run, or damaged" in refused("fifo", "--resume", STATE)
 
 
-def test_a_state_from_before_there_were_strategies(call, forged):
+def test_a_state_from_before_there_were_strategies(vidlose, forged):
     """A field that it lacks has its default."""
     new = {"strategy", "zigzag", "guide_frames", "guides", "reflect", "reflect_threshold", "refine", "tail"}
 
@@ -961,7 +948,7 @@ def test_a_state_from_before_there_were_strategies(call, forged):
         facts["config"] = {name: value for name, value in facts["config"].items() if name not in new}
 
     forged(age, lambda held: held.pop("waiting"))
-    code, _, err = call("fifo", "--resume", STATE)
+    code, _, err = vidlose("fifo", "--resume", STATE)
     assert code == 0, err
 
 
@@ -974,16 +961,16 @@ def test_a_state_of_another_model(refused, forged):
     assert "no file or folder 'nowhere'" in refused("fifo", "--resume", STATE)
 
 
-def test_a_model_that_breaks_is_one_line_too(call, monkeypatch, tmp_path):
+def test_a_model_that_breaks_is_one_line_too(vidlose, monkeypatch, tmp_path):
     """What nobody foresaw: still one line, without a traceback unless asked for."""
 
     def fall(self: VideoModel) -> str:
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr(VideoModel, "fingerprint", fall)
-    code, out, err = call(*FIFO)
+    code, out, err = vidlose(*FIFO)
     assert (code, out) == (1, "")
     assert err == "vidlose: unexpected ZeroDivisionError: of all things (VIDLOSE_DEBUG=1 shows where)\n"
     monkeypatch.setenv("VIDLOSE_DEBUG", "1")
-    assert "Traceback" in call(*FIFO)[2]
+    assert "Traceback" in vidlose(*FIFO)[2]
     assert not os.listdir(tmp_path)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidlose import __version__, cli
+from vidlose import __version__
 from vidlose.checkpoints import animatediff, forms, lora
 from vidlose.checkpoints.keymap import Part
 from vidlose.checkpoints.ldm import Layout
@@ -24,21 +23,6 @@ LAYOUT = Layout((32, 64, 64, 64), 1, 4, 4, (True, True, True, False), 16)  # the
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture
-def vidlose(monkeypatch, capfd, tmp_path):
-    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

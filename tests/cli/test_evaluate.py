@@ -18,7 +18,6 @@ from torch import Tensor
 from tests.analysis.synthetic import video
 from vidlose.analysis import distances, extractors
 from vidlose.analysis.extractors import EXTRACTORS
-from vidlose.cli import main
 from vidlose.cli.console import Console
 
 Call = Callable[..., tuple[int, str, str]]
@@ -109,19 +108,11 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, made: Path) -> Call:
+def call(vidlose: Call, tmp_path: Path, made: Path) -> Call:
     """`call(*words)` -> exit code, stdout, stderr, in a folder where all of it is."""
-    monkeypatch.chdir(tmp_path)
     for thing in made.iterdir():
-        Path(thing.name).symlink_to(thing)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return (end.value.code or 0, *capfd.readouterr())
-
-    return call
+        (tmp_path / thing.name).symlink_to(thing)
+    return vidlose
 
 
 def folder(name: str, frames: np.ndarray) -> None:

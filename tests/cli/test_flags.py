@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from vidlose import cli
+from vidlose import checkpoints, cli
 from vidlose.checkpoints import keymap, random
 from vidlose.checkpoints.animatediff import motion_table
 from vidlose.cli.console import Console
@@ -34,40 +34,13 @@ from vidlose.io.state import load_state
 from vidlose.io.video import count_frames, read_frames
 from vidlose.models.autoencoder import FrameAutoencoder
 from vidlose.models.unet import UNet
-from vidlose.recipes import runtime
-from vidlose.recipes.fifo import guidances
+from vidlose.recipes import fifo_state, runtime
+from vidlose.recipes.fifo import guidances, resolve
 
 COMMANDS = typer.main.get_command(cli.app).commands
 TINY = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5"]
 TINY_FIFO = ["fifo", *TINY, "--frames", "3", "--partitions", "2", "--window-frames", "4", "-g", "3"]
 TINY_CLIP = ["generate", *TINY, "--frames", "3", "--steps", "3"]
-
-
-@pytest.fixture
-def vidlose(monkeypatch, capfd, tmp_path):
-    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def latents(vidlose, tmp_path):
-    """Runs a command with a latents output and loads it."""
-
-    def run(*words: str) -> torch.Tensor:
-        code, _, err = vidlose(*words, "-o", "x.safetensors", "--overwrite", "--no-metadata")
-        assert code == 0, err
-        return load_file(tmp_path / "x.safetensors")["latents"]
-
-    return run
 
 
 @pytest.fixture
@@ -214,20 +187,33 @@ def test_compiled_networks_say_the_same(vidlose, latents, monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(runtime, "compile", partial(runtime.compile, backend=backend))
     words = [*TINY_FIFO, "-p", "a red ball"]
     plain = latents(*words)
-    torch.testing.assert_close(latents(*words, "--compile"), plain, atol=1e-4, rtol=0)
-    assert len(graphs) == 1  # one shape of call, and nothing in it that a graph cannot hold
-    assert vidlose(*words, "--compile", "-o", "a.safetensors")[0] == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "compile", partial(runtime.compile, backend=backend))
+        torch.testing.assert_close(latents(*words, "--compile"), plain, atol=1e-4, rtol=0)
+        assert len(graphs) == 1  # one shape of call, and nothing in it that a graph cannot hold
+        assert vidlose(*words, "--compile", "-o", "a.safetensors")[0] == 0
     monkeypatch.setenv("CXX", "no-such-compiler")
     longer = ["fifo", "--resume", "a.fifo.safetensors", "--extend", "2", "-o", "b.safetensors"]
-    assert vidlose(*longer)[0] == 3
-    assert vidlose(*longer, "--no-compile")[0] == 0  # a machine without a compiler goes on
-    for command in (TINY_FIFO, TINY_CLIP):
-        code, _, err = vidlose(*command, "-p", "x", "--compile")
+    for command in (longer, [*TINY_FIFO, "-p", "x", "--compile"], [*TINY_CLIP, "-p", "x", "--compile"]):
+        code, _, err = vidlose(*command)
         assert code == 3 and "--compile needs a C++ compiler, and there is no no-such-compiler" in err
+    assert vidlose(*longer, "--no-compile")[0] == 0  # a machine without a compiler goes on
+
+
+def test_a_preset_takes_noise_where_the_noisiest_level_is_noise_alone():
+    """As of the built-in model."""
+    for model, tail in (("builtin", "noise"), ("random", "base")):
+        config = FifoConfig(prompt="x", strategy="miga", model=model)
+        assert resolve(config, checkpoints.load(config), torch.device("cpu"))[0].tail == tail
+
+
+def test_another_device_forgets_what_fitted_the_one_before(vidlose):
+    assert vidlose(*TINY_FIFO, "-p", "x", "--window-batch", "3", "-o", "a.safetensors")[0] == 0
+    for device, kept in (("cuda", None), ("cpu", 3), ("auto", 3)):
+        said = {"device": device, "output": "b.safetensors"}
+        assert fifo_state.resume("a.fifo.safetensors", 2, said)[0].window_batch == kept
 
 
 def test_blocks_of_guidance_are_what_a_window_writes():

@@ -29,21 +29,6 @@ BESIDE = Path(__file__).parents[3] / "shared" / "goldens"
 
 
 @pytest.fixture
-def vidlose(monkeypatch, capfd, tmp_path):
-    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
 def told(vidlose) -> Callable[..., dict]:
     """`told(file)`: what --json says of it."""
 

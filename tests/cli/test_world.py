@@ -22,21 +22,6 @@ from vidlose.world.captions import parse
 SMALL = ["world", "-o", "clips/", "--clips", "3", "--frames", "9", "--seed", "4", "--size", "64"]
 
 
-@pytest.fixture
-def vidlose(monkeypatch, capfd, tmp_path):
-    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
-
-
 def names(folder: str = "clips") -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 

@@ -756,6 +756,8 @@ def test_bad_options(refused, clips):
         (["--qk-norm"], "--qk-norm changes the network", 3),
         (["--loss", "l1"], "unknown loss 'l1'; choose from mse", 3),
         (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose from", 3),
+        (["--generated-cameras", "up"], "unknown camera 'up'; choose from fast left, fast right, left", 3),
+        ([str(clips), "--generated-cameras", "left"], "are of drawn clips, and there are none where DATA is given", 2),
         (["--levels", "diagonal,all"], "unknown levels 'all'; choose from shared, independent, diagonal, given", 3),
         (["--pieces", "0"], "--pieces is [0]; give counts of 1 or more", 3),
         (["--pieces", "3"], "--pieces 3 does not divide the clips' ", 3),

@@ -67,10 +67,11 @@ def coherent_reference(queue: Queue, source: Source = fresh) -> Tensor:
 
 
 def _risen(queue: Queue) -> Tensor:
-    """The newest slot `[C h w]`, `[width C h w]` times noised from its level to the top, if that leaves something."""
+    """The newest slot, noised from its level to the top, `[width C h w]`; where that leaves nothing of it, as it is,
+    `[C h w]`."""
     ladder, at, top = queue.sampler.ladder, queue.levels[-1], queue.plan.top
     if not ladder.alpha[top]:
-        return queue.latents[-1].expand(queue.plan.width, *queue.latents.shape[1:])
+        return queue.latents[-1]
     kept = ladder.alpha[top] / ladder.alpha[at]
     added = (ladder.sigma[top] ** 2 - (kept * ladder.sigma[at]) ** 2).clamp_min(0).sqrt()
     return kept.float() * queue.latents[-1] + added.float() * fresh(queue)

@@ -177,11 +177,16 @@ def entering(config: FifoConfig, model: VideoModel) -> dict[str, str]:
 def window_batch(config: FifoConfig, model: VideoModel, settled: Settled, partitions: int) -> int:
     """Windows in a batch: as measured, as many as pay on a CPU, or as many as fifo's queue has."""
     width, height = model.latent_size(settled.width, settled.height)
-    paying = max(1, CPU_BATCH // (2 * settled.frames * width * height)) if settled.device == "cpu" else None
     windows = windows_of(partitions, config.lookahead)
+    pay = cpu_batch(settled.frames, width * height) if settled.device == "cpu" else windows
     if config.strategy != "fifo":  # whose windows are now more, now fewer
-        return paying or windows
-    return tuned.window_batch(tuned.key(model, settled, windows)) or min(windows, paying or windows)
+        return pay
+    return tuned.window_batch(tuned.key(model, settled, windows)) or min(windows, pay)
+
+
+def cpu_batch(frames: int, pixels: int) -> int:
+    """Windows, of latents of so many pixels, that pay in one batch on a CPU."""
+    return max(1, CPU_BATCH // (2 * frames * pixels))
 
 
 def windows_of(partitions: int, lookahead: bool) -> int:

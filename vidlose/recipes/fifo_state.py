@@ -125,7 +125,7 @@ def resume(state: str, extend: int | None, given: dict[str, Any]) -> tuple[FifoC
     before = saved.config.resolved()
     if before["output"] != "-":
         before["output"] = relative(os.path.join(saved.path.parent, before["output"]), os.curdir)
-    if "device" in given:  # what fitted the other one
+    if given.get("device", "auto") not in ("auto", before["device"]):  # what fits the other one may not fit here
         before["window_batch"] = None
     free = FREE | (FREE_IN_EXTENSION if extend is not None else set())
     for key, value in given.items():
