@@ -5,11 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-
-from examples.builtin_model.quality import Frames
 from examples.long_video_study.measure import Record
-from vidlose.io.video import read_frames
 
 
 @dataclass(frozen=True)
@@ -21,10 +17,6 @@ class Folder:
 
     def video(self, row: str, prompt: int) -> Path:
         return self.path / "videos" / row / f"{prompt:03d}.mp4"
-
-    def frames(self, row: str, prompt: int) -> Frames:
-        """Of a video that is there, uint8 [F H W 3]."""
-        return np.stack(list(read_frames(self.video(row, prompt))))
 
     def settle(self, row: str, what: Record) -> None:
         """Notes how a row's videos are made. Stops the program where those there were made otherwise."""

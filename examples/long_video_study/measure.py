@@ -1,27 +1,30 @@
 """What one long video shows, as one line of JSON: its attributes window by window, all else block by block.
 
-A line has: row and prompt (its index; text, what it says), frames, truth_near (how fast the near hills should go,
-pixels a frame to the right), seconds_frame (seconds of the whole run by its frames, so the queue's warm-up counts),
-peak_gib (GiB at most of the process, on a GPU of the device), and
+A line has: row and prompt (its number; text, what it says), frames, truth_near (how fast the near hills should go,
+pixels a frame to the right), seconds_frame (seconds that a frame took, the queue's warm-up included, loading and the
+base clip not), peak_gib (GiB at most of the process, on a GPU of the device), and
 
 * windows, of 16 frames, every 8: first (frame); 1 or 0 for each of the six attributes, as the recogniser reads it; near
   (the speed of the near hills that it reads, pixels a frame), None where it can read none;
 * blocks, of 16 frames: first (frame); detail (mean absolute difference of neighbouring pixels, 0..255); flow,
-  camera_motion, object_motion (pixels a frame) and flicker_std (values 0..1), as `vidlose.analysis.flicker` has them,
-  None where the flow does not hold; colour, sharpness, features: drift from the first block, as
-  `vidlose.analysis.drift` has it, None where that shows nothing.
+  camera_motion, object_motion (pixels a frame), flicker_std (values 0..1) and mc3_texture, as
+  `vidlose.analysis.flicker` has them, None where the flow does not hold; colour, sharpness, features: drift from the
+  first block, as `vidlose.analysis.drift` has it, None where that shows nothing.
 """
 
 from typing import Any
 
-from examples.builtin_model.quality import STEP, Frames, agreement, sharpness, windows
+import numpy as np
+
+from examples.builtin_model.quality import Frames, agreement
 from vidlose.analysis.drift import BLOCK, Block, Drift
 from vidlose.analysis.flicker import Flicker
 from vidlose.world.recogniser import recognise
 from vidlose.world.scene import Attributes
 
 Record = dict[str, Any]
-FOLLOWED = ("flow", "camera_motion", "object_motion", "flicker_std")
+WINDOW, STEP = 16, 8
+FOLLOWED = ("flow", "camera_motion", "object_motion", "flicker_std", "mc3_texture")
 
 
 def measure(frames: Frames, asked: Attributes) -> Record:
@@ -29,7 +32,7 @@ def measure(frames: Frames, asked: Attributes) -> Record:
     return {
         "frames": len(frames),
         "windows": [
-            {"first": STEP * i, **read(window, asked)} for i, window in enumerate(windows(frames, (0, len(frames))))
+            {"first": at, **read(frames[at : at + WINDOW], asked)} for at in range(0, len(frames) - WINDOW + 1, STEP)
         ],
         "blocks": [
             {"first": at, **followed(frames, at), **drifted}
@@ -51,7 +54,13 @@ def followed(frames: Frames, at: int) -> Record:
     for frame in frames[max(0, at - 1) : at + BLOCK + 1]:
         flicker.add(frame)
     found = flicker.result()
-    return {"detail": sharpness(frames[at : at + BLOCK]), **{name: found.get(name) for name in FOLLOWED}}
+    return {"detail": detail(frames[at : at + BLOCK]), **{name: found.get(name) for name in FOLLOWED}}
+
+
+def detail(frames: Frames) -> float:
+    """Mean absolute difference of neighbouring pixels, 0..255."""
+    grey = frames.astype(np.float32).mean(3)
+    return float(np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean())
 
 
 def drift(frames: Frames) -> list[Record]:

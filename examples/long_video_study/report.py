@@ -2,35 +2,46 @@
 
     python -m examples.long_video_study.report OUT [--table ROWS.toml]
 
-On the terminal and in OUT/table.md two tables, and all figures in OUT/table.csv; OUT/study.png, a line a group:
-attributes over time, drift over time, motion against flicker; OUT/sheets/ROW.png, the first four prompts of each row,
-and OUT/page.png, the first prompt of all. The first table is a ranking, by score, with rows that have a note below all
-others; where scores are alike to 0.01, less drift wins. The second has rows against those that they are paired with:
-mean differences over prompts, or ratios of geometric means where it says x, with 95 % intervals from six prompts on
-(the wider of BCa's bootstrap and Student's), and * where the interval and Wilcoxon's signed ranks (p < 0.05) both say
-that there is a difference.
+On the terminal and in OUT/table.md four tables, all their figures in OUT/table.csv and OUT/pairs.csv; OUT/study.png, a
+line a group: attributes over time, drift over time, motion against flicker; OUT/sheets/ROW.png, of the first four
+prompts of each row the first 64 frames and the last 64, and OUT/page.png, the first prompt of all from end to end. The
+first table is a ranking, by score, with rows that have a note below all others; where scores are alike to 0.01, less
+drift wins. The second has what the best should do beside the reference, over the prompts that both have, with 95 %
+intervals from six prompts on (bootstrap over prompts). The third has rows against those that they are paired with: mean
+differences over prompts, or ratios of geometric means where it says x, with 95 % intervals (the wider of BCa's
+bootstrap and Student's), and * where the interval and Wilcoxon's signed ranks (p < 0.05) both say that there is a
+difference: of a hundred pairs that are alike a few will have one. The fourth has what is claimed of rows.
 
-Early are the first 56 frames, late the last 56. A block that the flow cannot follow counts as one without motion. The
-columns are means over prompts:
+Early are the first 56 frames, late the last 56. The columns are means over prompts:
 
 * prompts: how many
 * early: share of the six attributes that the recogniser reads as asked, early
 * late: the same, late; in table.csv also late_sky and so on, of each attribute
 * held: late by early
-* drift: distance of colours and gradients from the first 16 frames, its rise in 100 frames
-* sharp: detail (mean difference of neighbouring pixels), late by early
-* detail: late detail, by that of real clips of the same attributes
-* motion: late flow, by that of real clips; 0 is still, but what trembles has some, too
-* camera: late speed of the near hills in the direction that was asked, by that asked; 0 is still, or trembling
-* object: the part of the flow that does not move the whole picture, by that of real clips
+* drift: how far blocks of 16 frames are from the first in colours and gradients (the root of a Frechet distance),
+  beyond that of real clips, whose land passes by, too: its rise in 100 frames
+* away: the same late, not its rise
+* sharp: detail (mean difference of neighbouring pixels), late by early, a geometric mean
+* detail: late detail, by that of the real clip of the same prompt, a geometric mean
+* motion: late flow, likewise; 0 is still, but what trembles has some, too
+* camera: late speed of the near hills by that asked, where they should move; 0 is still, or trembling
+* acting: share of late windows in which the object does as asked, by that of the real clip
 * speed: how far the late near hills are off the speed that was asked, pixels a frame; 0 is right
-* flicker: flicker_std, of values 0..1: motion-compensated (MC3)
-* seconds: a frame, the queue's warm-up included
+* flicker: flicker_std, of values 0..1: motion-compensated (MC3), a geometric mean; of blocks that can be followed, in
+  pairs of those that can be in both
+* followed: share of such blocks
+* seconds: a frame, the queue's warm-up included, the base clip not
 * memory: GiB at most
-* score: late, times how far motion, camera and detail agree with real clips: all the way within 15 %, not at all at 0
-* holds: A, held is 0.95 at least; D, drift is half of the reference's at most; M, motion and camera are within 15 % of
-  real clips; T, seconds are 1.3 times the reference's at most
-* note: still, less than half of motion or camera; flat, less than half of detail; neither can win
+* score: late, times how far motion, camera, acting and detail agree with real clips: all the way within 15 %, not at
+  all at 0
+* note: still, less than half of motion, camera or acting; flat, less than half of detail; neither can win
+
+What the best should do, a capital where all of the interval does it, small where the figure alone does:
+
+* A: held, by that of real clips, is 0.95 at least
+* D: drift is half of the reference's at most; not there where the reference has none
+* M: motion, camera and acting are within 15 % of real clips: the one that is furthest off
+* T: seconds are 1.3 times the reference's at most
 """
 
 import argparse
@@ -45,10 +56,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from examples.builtin_model.quality import Frames, frames_of
 from examples.long_video_study import summary
+from examples.long_video_study.figures import COLUMNS, accuracy, away
 from examples.long_video_study.folder import Folder
-from examples.long_video_study.rows import REAL, TABLE, Row, read
-from examples.long_video_study.summary import COLUMNS, PAIRS, Paired, Summary
+from examples.long_video_study.rows import REAL, TABLE, Claim, Rows, read
+from examples.long_video_study.summary import PAIRS, Bar, Paired, Summary
 from vidlose.analysis.drift import BLOCK
 from vidlose.analysis.statistics import FEWEST, interval
 from vidlose.io.files import write_atomic
@@ -57,12 +70,12 @@ from vidlose.io.sheets import write_sheet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COSTS = ("seconds", "memory")
-SHOWN = ("early", "late", "held", "drift", "sharp", "detail", "motion", "camera", "object", "speed", "flicker", *COSTS)
+OF_VIDEOS = ("sharp", "detail", "motion", "camera", "acting", "speed", "flicker", "followed", "seconds", "memory")
+SHOWN = ("early", "late", "held", "drift", "away", *OF_VIDEOS)
 POINTS = 32  # of a curve
-SHEET, FRAMES = 4, 12  # prompts of a row on its sheet; frames of a video on any
+SHEET, FRAMES, END = 4, 16, 64  # prompts of a row on its sheet; pictures in a strip; frames that one of an end is of
 WIDTH = 200  # of a table that nobody watches
-INK, GREY = "#2b2d33", "#8a8d91"
+INK, GREY, BROKEN = "#2b2d33", "#8a8d91", ("-", "--", ":", "-.")
 
 
 def main() -> None:
@@ -73,16 +86,20 @@ def main() -> None:
     write(Folder(asked.folder), read(asked.table))
 
 
-def write(folder: Folder, rows: Mapping[str, Row]) -> None:
+def write(folder: Folder, rows: Rows) -> None:
     """All of it, of what there is."""
     found = summary.summaries(folder.records(), rows)
     if not found:
         raise SystemExit(f"{folder.lines}: nothing is measured yet")
     lines = [summary.line(one, found) for one in found.values()]
-    for title, head, body in (ranking(lines), pairs(lines)):
+    pairs = summary.pairs(found)
+    tables = [ranking(lines), bars(lines), paired(pairs), claimed(summary.verdicts(rows.claims, found))]
+    for title, head, body in tables:
         show(title, head, body)
-    write_atomic(folder.path / "table.md", markdown(lines).encode())
-    write_atomic(folder.path / "table.csv", comma_separated(lines).encode())
+    write_atomic(folder.path / "table.md", markdown(tables).encode())
+    write_atomic(folder.path / "table.csv", comma_separated([flat(one) for one in lines]).encode())
+    if pairs:
+        write_atomic(folder.path / "pairs.csv", comma_separated([flat_pair(*one) for one in pairs]).encode())
     write_atomic(folder.path / "study.png", plots(found))
     sheets(folder, found)
 
@@ -90,30 +107,43 @@ def write(folder: Folder, rows: Mapping[str, Row]) -> None:
 # --- tables
 
 Shown = tuple[str, list[str], list[list[str]]]
+Line = dict[str, Any]
 
 
-def ranking(lines: Sequence[Mapping[str, Any]]) -> Shown:
+def ranking(lines: Sequence[Line]) -> Shown:
     """Title, head and body."""
-    head = ["", "row", "prompts", *SHOWN, "score", "holds", "note"]
+    head = ["", "row", "prompts", *SHOWN, "score", "note"]
     body = [
         ["" if one["row"] == REAL else str(place), one["row"], str(one["prompts"])]
         + [number(one[name]) for name in (*SHOWN, "score")]
-        + [one["holds"], one["note"]]
+        + [one["note"]]
         for place, one in enumerate(lines, lines[0]["row"] != REAL)
     ]
     return "Which holds", head, body
 
 
-def pairs(lines: Sequence[Mapping[str, Any]]) -> Shown:
-    """Title, head and body, of the rows that are against one."""
+def bars(lines: Sequence[Line]) -> Shown:
+    there = [one for one in lines if one["bars"]]
+    body = [[one["row"], one["holds"], *(ends(one["bars"].get(letter)) for letter in "ADMT")] for one in there]
+    return "What the best should do", ["row", "holds", "A", "D", "M", "T"], body
+
+
+def paired(pairs: Sequence[tuple[str, str, dict[str, Paired | None]]]) -> Shown:
     head = ["row", "against", "prompts", *(name + ratio_sign(name) for name in PAIRS)]
     body = []
-    for one in lines:
-        found = [one[f"{name}_pairs"] for name in PAIRS]
-        if any(found):
-            most = max(pair.prompts for pair in found if pair)
-            body.append([one["row"], one["against"], str(most), *map(difference, PAIRS, found)])
+    for row, other, found in pairs:
+        most = max(pair.prompts for pair in found.values() if pair)
+        body.append([row, other, str(most), *(difference(name, pair) for name, pair in found.items())])
     return "Against its pair", head, body
+
+
+def claimed(verdicts: Sequence[tuple[Claim, Paired, str]]) -> Shown:
+    body = [
+        [claim.says, f"{claim.row} / {claim.against}", claim.column + ratio_sign(claim.column)]
+        + [difference(claim.column, pair), verdict]
+        for claim, pair, verdict in verdicts
+    ]
+    return "What is claimed", ["claim", "rows", "column", "difference", "verdict"], body
 
 
 def ratio_sign(name: str) -> str:
@@ -124,8 +154,15 @@ def difference(name: str, pair: Paired | None) -> str:
     if pair is None:
         return ""
     sign = "+" if COLUMNS[name].floor is None else ""
-    ends = "" if pair.p is None else f" [{pair.low:{sign}.2g}, {pair.high:{sign}.2g}]"
-    return f"{pair.value:{sign}.3g}{ends}{'*' * pair.told}"
+    return ends(pair, sign) + "*" * pair.told
+
+
+def ends(found: Paired | Bar | None, sign: str = "") -> str:
+    """A figure and its interval."""
+    if found is None:
+        return ""
+    interval = "" if found.low is None else f" [{found.low:{sign}.2g}, {found.high:{sign}.2g}]"
+    return f"{found.value:{sign}.3g}{interval}"
 
 
 def number(value: float | None) -> str:
@@ -133,6 +170,9 @@ def number(value: float | None) -> str:
 
 
 def show(title: str, head: list[str], body: list[list[str]]) -> None:
+    """On the terminal, if it has a line."""
+    if not body:
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -142,29 +182,37 @@ def show(title: str, head: list[str], body: list[list[str]]) -> None:
     console.print(table)
 
 
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Both tables, and what their columns are."""
+def markdown(tables: Sequence[Shown]) -> str:
+    """All tables that have a line, and what their columns are."""
     parts = []
-    for title, head, body in (ranking(lines), pairs(lines)):
+    for title, head, body in tables:
         cells = [head, ["---"] * len(head), *body]
-        parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in cells)]
+        parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in cells)] if body else []
     said = "Early are" + (__doc__ or "").partition("Early are")[2]
     return "\n\n".join([*parts, said])
 
 
-def comma_separated(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Every figure; of pairs a column each for value, low, high and p."""
-    flat = []
-    for one in lines:
-        told = {name: value for name, value in one.items() if not name.endswith("_pairs")}
-        for name in PAIRS:
-            pair = one[f"{name}_pairs"]
-            told |= {f"{name}_pairs_{part}": getattr(pair, part, None) for part in ("value", "low", "high", "p")}
-        flat.append(told)
+def flat(line: Line) -> Line:
+    """Of bars a column each for value, low and high."""
+    told = {name: value for name, value in line.items() if name != "bars"}
+    for letter in "ADMT":
+        bar = line["bars"].get(letter)
+        told |= {f"{letter}_{part}": getattr(bar, part, None) for part in ("value", "low", "high")}
+    return told
+
+
+def flat_pair(row: str, other: str, found: dict[str, Paired | None]) -> Line:
+    told: Line = {"row": row, "against": other}
+    for name, pair in found.items():
+        told |= {f"{name}_{part}": getattr(pair, part, None) for part in ("prompts", "value", "low", "high", "p")}
+    return told
+
+
+def comma_separated(lines: Sequence[Line]) -> str:
     out = io.StringIO()
-    table = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    table = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(flat)
+    table.writerows(lines)
     return out.getvalue()
 
 
@@ -180,12 +228,12 @@ def plots(found: Mapping[str, Summary]) -> bytes:
     figure = Figure(figsize=(15, 3.8 * len(groups)), layout="constrained")
     FigureCanvasAgg(figure)
     for group, places in zip(groups, figure.subplots(len(groups), 3, squeeze=False), strict=True):
-        for one, colour in coloured(group, found):
-            attribute_curve(places[0], one, colour)
-            drift_curve(places[1], one, colour)
-            motion_and_flicker(places[2], one, colour)
+        for one, style in styled(group, found):
+            attribute_curve(places[0], one, style)
+            drift_curve(places[1], one, style)
+            motion_and_flicker(places[2], one, style["color"])
         places[0].set(title=f"{group}: attributes as asked", xlabel="frame", ylabel="share", ylim=(0, 1.02))
-        places[1].set(title="drift from the first 16 frames", xlabel="frame", ylabel="feature distance")
+        places[1].set(title="distance from the first 16 frames", xlabel="frame", ylabel="of features")
         places[2].set(title="motion against flicker", xlabel="late flow by real clips'", ylabel="flicker_std")
         places[2].margins(0.2)  # for the names
         places[2].set_xlim(left=0)
@@ -196,30 +244,34 @@ def plots(found: Mapping[str, Summary]) -> bytes:
     return data.getvalue()
 
 
-def coloured(group: str, found: Mapping[str, Summary]) -> list[tuple[Summary, Any]]:
-    """What is drawn of a group, and how: real clips grey, what others are paired with dark."""
+def styled(group: str, found: Mapping[str, Summary]) -> list[tuple[Summary, dict[str, Any]]]:
+    """What is drawn of a group, and how: real clips grey, what others are paired with dark and broken."""
     own = [name for name, one in found.items() if one.row.group == group]
-    beside = {found[name].row.against or REAL for name in own} - {*own}
-    colours = {name: f"C{i % 10}" for i, name in enumerate(own)} | dict.fromkeys(beside, INK) | {REAL: GREY}
-    return [(found[name], colour) for name, colour in colours.items() if name in found]
+    others = dict.fromkeys(other for name in own for other in found[name].row.against)
+    beside = [name for name in others if name in found and name not in own]
+    styles = {name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else ":"} for i, name in enumerate(own)}
+    styles |= {name: {"color": INK, "ls": BROKEN[i % len(BROKEN)]} for i, name in enumerate(beside)}
+    styles |= {REAL: {"color": GREY, "ls": "-"}} if REAL in found else {}
+    return [(found[name], style) for name, style in styles.items()]
 
 
-def attribute_curve(axes: "Axes", one: Summary, colour: str) -> None:
+def attribute_curve(axes: "Axes", one: Summary, style: dict[str, Any]) -> None:
     """The mean over prompts, in its interval."""
-    curves = stacked([summary.accuracy(video) for video in one.videos.values()])
+    curves = stacked([accuracy(video) for video in one.videos.values()])
     at = middles([window["first"] for window in next(iter(one.videos.values()))["windows"]], curves.shape[1])
-    axes.plot(at, curves.mean(0), color=colour, label=one.row.name)
+    axes.plot(at, curves.mean(0), label=one.row.name, **style)
     if len(curves) >= FEWEST:
-        axes.fill_between(at, *np.array([interval(values) for values in curves.T]).T, color=colour, alpha=0.1, lw=0)
+        between = np.array([interval(values) for values in curves.T]).T
+        axes.fill_between(at, *between, color=style["color"], alpha=0.1, lw=0)
 
 
-def drift_curve(axes: "Axes", one: Summary, colour: str) -> None:
+def drift_curve(axes: "Axes", one: Summary, style: dict[str, Any]) -> None:
     """The mean over prompts; a flat video has none."""
-    told = [[block["features"] for block in video["blocks"]] for video in one.videos.values()]
-    curves = [np.array(values) for values in told if None not in values]
+    told = [away(video) for video in one.videos.values()]
+    curves = [values for values in told if np.isfinite(values).all()]
     if curves:
         mean = stacked(curves).mean(0)
-        axes.plot(middles([BLOCK * i for i in range(len(told[0]))], len(mean)), mean, color=colour, label=one.row.name)
+        axes.plot(middles([BLOCK * (i + 1) for i in range(len(told[0]))], len(mean)), mean, label=one.row.name, **style)
 
 
 def motion_and_flicker(axes: "Axes", one: Summary, colour: str) -> None:
@@ -245,14 +297,24 @@ def parts(curve: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def sheets(folder: Folder, found: Mapping[str, Summary]) -> None:
-    """A sheet a row, and the page of all."""
+    """A sheet a row, and the page of all; of a video no more is kept than is drawn."""
     (folder.path / "sheets").mkdir(exist_ok=True)
     page = []
     for name, one in found.items():
-        shown = [(one.videos[i]["text"], folder.frames(name, i)) for i in sorted(one.videos)[:SHEET]]
-        write_sheet(folder.path / "sheets" / f"{name}.png", shown, FRAMES)
-        page.append((f"{name}: {shown[0][0]}", shown[0][1]))
+        strips = []
+        for i in sorted(one.videos)[:SHEET]:
+            frames, text = frames_of(folder.video(name, i)), one.videos[i]["text"]
+            end = min(END, len(frames))
+            strips += [(f"{text}: first {end}", thin(frames[:end])), (f"{text}: last {end}", thin(frames[-end:]))]
+            if i == min(one.videos):
+                page.append((f"{name}: {text}", thin(frames)))
+        write_sheet(folder.path / "sheets" / f"{name}.png", strips, FRAMES)
     write_sheet(folder.path / "page.png", page, FRAMES)
+
+
+def thin(frames: Frames) -> Frames:
+    """As many as a strip has, from first to last."""
+    return frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
 
 
 if __name__ == "__main__":

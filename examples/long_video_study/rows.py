@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ REFERENCE, REAL = "reference", "real"
 
 @dataclass(frozen=True)
 class Row:
-    """One way to make long videos. options: of `vidlose fifo`, by name; group: what it is drawn with; against: the row
-    that it is paired with, if any."""
+    """One way to make long videos. options: of `vidlose fifo`, by name; group: what it is drawn with; against: the rows
+    that it is paired with."""
 
     name: str
     group: str
-    against: str | None
+    against: tuple[str, ...]
     options: dict[str, Any]
 
     @property
@@ -35,44 +36,74 @@ class Row:
         return found
 
     @property
-    def lacks(self) -> str | None:
-        """The model that it names and nobody has made yet."""
-        model = self.options.get("model", "")
-        return model if "/" in model and not Path(model).exists() else None
+    def config(self) -> FifoConfig:
+        """Of a run. Raises VidloseError where the command line would."""
+        return FifoConfig(prompt="", output="x.mp4", **self.options)
 
 
-def read(table: Path, model: str | None = None) -> dict[str, Row]:
-    """All rows of a table by name, real clips first; `model` is that of the rows that name none. Stops the program
-    where a row asks for what there is not."""
+@dataclass(frozen=True)
+class Claim:
+    """That a row has more (or less) in a column than another."""
+
+    says: str
+    row: str
+    against: str
+    column: str
+    more: bool
+
+
+@dataclass(frozen=True)
+class Rows(Mapping[str, Row]):
+    """By name, real clips first; what is claimed of them."""
+
+    named: dict[str, Row]
+    claims: list[Claim]
+
+    def __getitem__(self, name: str) -> Row:
+        return self.named[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.named)
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+    def chosen(self, said: str | None) -> list[Row]:
+        """Those of `said`, a list with commas, and real clips, which all are compared with; without it all."""
+        asked = [REAL, *said.split(",")] if said else list(self)
+        if unknown := set(asked) - self.keys():
+            raise SystemExit(f"no row {', '.join(sorted(unknown))}; choose from {', '.join(self)}")
+        return [self[name] for name in dict.fromkeys(asked)]
+
+
+def read(table: Path, model: str | None = None) -> Rows:
+    """All rows of a table; `model` is that of the rows that name none. Stops the program where a row asks for what
+    there is not."""
     groups = tomllib.loads(table.read_text())
     usual = groups.pop("usual", {}) | ({"model": model} if model else {})
-    rows = {REAL: Row(REAL, "", None, {name: usual[name] for name in ("width",) if name in usual})}
+    claims = [Claim(**given) for given in groups.pop("claims", [])]
+    rows = {REAL: Row(REAL, "", (), {name: usual[name] for name in ("width",) if name in usual})}
     for group, members in groups.items():
         for name, given in members.items():
             if name in rows or not re.fullmatch(r"[\w.-]+", name):
                 raise SystemExit(f"{table}: {name!r} is there twice, or no name for a folder")
-            against = given.pop("against", None if name == REFERENCE else REFERENCE)
-            rows[name] = Row(name, group, against, usual | given)
+            against = given.pop("against", [] if name == REFERENCE else [REFERENCE])
+            rows[name] = Row(name, group, tuple(against), usual | given)
     for row in rows.values():
         check(row, rows)
-    return rows
+    for claim in claims:
+        if unknown := {claim.row, claim.against} - rows.keys():
+            raise SystemExit(f"{claim.says!r} is of {', '.join(sorted(unknown))}, which is no row")
+    return Rows(rows, claims)
 
 
-def check(row: Row, rows: dict[str, Row]) -> None:
+def check(row: Row, rows: Mapping[str, Row]) -> None:
     """Stops the program where the command line would, or where a row is paired with one that there is not."""
     if unknown := row.options.keys() - names(FifoConfig):
         raise SystemExit(f"{row.name}: fifo has no {', '.join(sorted(unknown))}")
     try:
-        FifoConfig(prompt="", **row.options)
+        row.config  # noqa: B018
     except VidloseError as error:
         raise SystemExit(f"{row.name}: {error}") from None
-    if row.against not in (None, *rows):
-        raise SystemExit(f"{row.name} is against {row.against}, which is no row")
-
-
-def chosen(rows: dict[str, Row], said: str | None) -> list[Row]:
-    """Those of `said`, a list with commas, and real clips, which all are compared with; without it all."""
-    asked = [REAL, *said.split(",")] if said else list(rows)
-    if unknown := set(asked) - rows.keys():
-        raise SystemExit(f"no row {', '.join(sorted(unknown))}; choose from {', '.join(rows)}")
-    return [rows[name] for name in dict.fromkeys(asked)]
+    if unknown := set(row.against) - rows.keys():
+        raise SystemExit(f"{row.name} is against {', '.join(sorted(unknown))}, which is no row")

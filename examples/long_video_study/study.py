@@ -4,49 +4,79 @@
 
 The rows are those of `rows.toml`. Their videos are made by the command line itself, prompt after prompt, so that all
 rows have seen about as many at any time: OUT/videos/ROW/PROMPT.mp4, with its card. What is measured of each is a line
-of OUT/measured.jsonl (see `measure`). Nothing is made or measured twice: a killed study goes on where it was, and one
-of more prompts or rows adds to what there is. At the end stands the report (see `report`), which can be had at any
-time. What cannot be made is said, left out, and tried again by the next run.
+of OUT/measured.jsonl (see `measure`). Nothing is made or measured twice: a killed study goes on in the middle of a
+video, and one of more prompts or rows adds to what there is, if it is of the same weights and options. At the end
+stands the report (see `report`), which can be had at any time. What cannot be made is said and left out.
+
+All rows on a few hundred frames show which are worth more; what is best is to be judged on others' prompts and a folder
+of its own, where it had no chance to be chosen for them:
+
+    python -m examples.long_video_study.study SCREEN --frames 128 --prompts 6 --jobs 2
+    python -m examples.long_video_study.study OUT --frames 1024 --first 1000 --rows reference,miga,calm --jobs 2
 
 A study is over soonest with OMP_NUM_THREADS=1 and as many --jobs as there are cores; seconds a frame are then those of
-cores that share their caches, for all rows alike.
+cores that share their caches. Times that are to be compared need --jobs 1 and an idle machine.
 """
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from examples.builtin_model import quality
-from examples.builtin_model.quality import Frames
+import torch
+
+from examples.builtin_model.quality import REAL as REAL_SEED
+from examples.builtin_model.quality import Frames, draw, frames_of, prompts
 from examples.long_video_study import report
 from examples.long_video_study.folder import Folder
 from examples.long_video_study.measure import Record, measure
-from examples.long_video_study.rows import REAL, TABLE, Row, chosen, read
+from examples.long_video_study.rows import REAL, TABLE, Row, read
+from vidlose import checkpoints
 from vidlose.analysis.drift import BLOCK
-from vidlose.io.video import Encoder
+from vidlose.checkpoints.video_model import VideoModel
+from vidlose.config import ModelConfig, names
+from vidlose.errors import VidloseError
+from vidlose.recipes.fifo import planned
 from vidlose.recipes.runtime import card_path
 from vidlose.world import scene
 from vidlose.world.layers import UNIT
 
-INTERRUPTED = (130, -2)  # exit codes of the command line, with its state saved and at once
+INTERRUPTED = (130, -signal.SIGINT)  # exit codes of the command line, with its state saved and at once
 Task = tuple[Row, int, str, scene.Attributes]
 
 
 def main() -> None:
     asked = arguments()
-    folder, rows = Folder(asked.folder), []
-    for row in chosen(read(asked.table, asked.model), asked.rows):
-        if row.lacks:
-            print(f"{row.name}: left out, there is no {row.lacks}")
+    folder, table = Folder(asked.folder), read(asked.table, asked.model)
+    rows: list[Row] = []
+    opened: dict[str, VideoModel] = {}
+    for row in table.chosen(asked.rows):
+        try:
+            folder.settle(row.name, {"options": row.options, "frames": asked.frames, "model": weights(row, opened)})
+        except VidloseError as error:
+            print(f"{row.name}: left out: {error}")
             continue
-        folder.settle(row.name, {"options": row.options, "frames": asked.frames})
         rows.append(row)
-    texts = enumerate(quality.prompts(asked.prompts, asked.first), asked.first)
-    run(folder, [(row, i, text, shown) for i, (text, shown) in texts for row in rows], asked.frames, asked.jobs)
-    report.write(folder, read(asked.table, asked.model))
+    texts = prompts(asked.prompts, asked.first).items()
+    with Children() as children:
+        tasks = [(row, i, text, shown) for i, (text, shown) in texts for row in rows]
+        run(folder, tasks, asked.frames, asked.jobs, children)
+    report.write(folder, table)
+
+
+def weights(row: Row, opened: dict[str, VideoModel]) -> str | None:
+    """The hash of what makes a row's videos. Raises VidloseError where that does not hold its options."""
+    if row.name == REAL:
+        return None
+    config = row.config
+    own = ModelConfig(**{name: getattr(config, name) for name in names(ModelConfig)})
+    model = opened[str(own)] = opened.get(str(own)) or checkpoints.load(own)
+    planned(config, model, torch.device("cpu"))
+    return model.fingerprint()
 
 
 def arguments() -> argparse.Namespace:
@@ -65,50 +95,88 @@ def arguments() -> argparse.Namespace:
     return asked
 
 
-def run(folder: Folder, tasks: Sequence[Task], frames: int, jobs: int) -> None:
+class Children:
+    """The command lines that run; told to stop, their state saved, when this program is."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def __enter__(self) -> "Children":
+        self.before = signal.signal(signal.SIGTERM, self.stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def stop(self, *_: object) -> None:
+        """Raises KeyboardInterrupt."""
+        self.stopped = True
+        for one in tuple(self.running):
+            one.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    def call(self, *words: str) -> int:
+        """The exit code. Raises KeyboardInterrupt where it was interrupted, or others were."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        one = start(words)
+        self.running.add(one)
+        code = one.wait()
+        self.running.discard(one)
+        if code in INTERRUPTED:
+            self.stopped = True
+            raise KeyboardInterrupt
+        return code
+
+
+def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words])
+
+
+def run(folder: Folder, tasks: Sequence[Task], frames: int, jobs: int, children: Children) -> None:
     """All that is not there yet; what cannot be made is said, and left."""
     there = {(one["row"], one["prompt"]) for one in folder.records()}
     left = [task for task in tasks if (task[0].name, task[1]) not in there]
     pool = ThreadPoolExecutor(jobs)
     try:
-        for i, said in enumerate(pool.map(lambda task: do(folder, task, frames), left), 1):
+        for i, said in enumerate(pool.map(lambda task: do(folder, task, frames, children), left), 1):
             print(f"{i}/{len(left)}  {said}", flush=True)
     finally:
+        children.stopped = True
         pool.shutdown(cancel_futures=True)
 
 
-def do(folder: Folder, task: Task, length: int) -> str:
+def do(folder: Folder, task: Task, length: int, children: Children) -> str:
     """One video made, unless it is there, and measured; what became of it, in words."""
-    row, index, text, asked = task
-    video = folder.video(row.name, index)
+    row, number, text, asked = task
+    video = folder.video(row.name, number)
     try:
         if row.name == REAL:
-            draw(video, index, asked, length, row.options.get("width", UNIT))
-            frames = folder.frames(REAL, index)
+            frames = draw(video, number, asked, length, row.options.get("width", UNIT))
+        elif code := make(video, text, number, ["--frames", str(length), *row.words], children):
+            return f"{row.name}: exit {code}, no video of: {text}"
         else:
-            frames = quality.make("fifo", video, text, ["--frames", str(length), *row.words], index)
-    except subprocess.CalledProcessError as error:
-        if error.returncode in INTERRUPTED:
-            raise KeyboardInterrupt from None
-        return f"{row.name}: exit {error.returncode}, no video of: {text}"
-    found = {"row": row.name, "prompt": index, "text": text, "truth_near": near(asked, index, frames)}
-    folder.keep(found | cost(video) | measure(frames, asked))
+            frames = frames_of(video)
+        found = {"row": row.name, "prompt": number, "text": text, "truth_near": near(asked, number, frames)}
+        folder.keep(found | cost(video) | measure(frames, asked))
+    except Exception as error:  # a damaged video: the others are worth their hours
+        return f"{row.name}: {type(error).__name__} of {video}: {error}"
     return f"{row.name}: {text}"
 
 
-def draw(video: Path, index: int, asked: scene.Attributes, length: int, size: int) -> None:
-    """A real clip of these attributes, through the encoder that made ones go through."""
-    if video.exists():
-        return
-    frames, _ = scene.clip(quality.REAL, index, length, size=size, given=asked)
-    with Encoder(video, "mp4", width=size, height=size, fps=8) as out:
-        for frame in frames:
-            out.write(frame)
+def make(video: Path, prompt: str, seed: int, options: Sequence[str], children: Children) -> int:
+    """By the command line, from where it was stopped if it was; the exit code. Nothing where it is there."""
+    state = video.with_suffix(".fifo.safetensors")
+    if video.exists() or (state.exists() and not children.call("fifo", "--resume", str(state))):
+        return 0
+    words = ["--overwrite", "-p", prompt, "--seed", str(seed), "-o", str(video), *options]
+    return children.call("fifo", *words)
 
 
-def near(asked: scene.Attributes, index: int, frames: Frames) -> float:
+def near(asked: scene.Attributes, number: int, frames: Frames) -> float:
     """How fast the near hills should go, pixels a frame to the right."""
-    return scene.truth(asked, quality.REAL, index, 1, 0, frames.shape[2]).velocity.near
+    return scene.truth(asked, REAL_SEED, number, 1, 0, frames.shape[2]).velocity.near
 
 
 def cost(video: Path) -> Record:
@@ -117,7 +185,7 @@ def cost(video: Path) -> Record:
     if not card.exists():
         return {"seconds_frame": None, "peak_gib": None}
     told = json.loads(card.read_text())
-    return {"seconds_frame": told["seconds"] / told["frames"], "peak_gib": told["peak_gib"]}
+    return {"seconds_frame": 1 / max(told["frames_per_second"], 1e-9), "peak_gib": told["peak_gib"]}
 
 
 if __name__ == "__main__":

@@ -1,39 +1,23 @@
-"""From lines about videos to figures about rows: means, pairs with intervals, and a ranking.
-
-What the columns are says `report`.
-"""
+"""From figures of videos to those of rows: means, pairs with intervals, a ranking, and what may be said of claims."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from examples.builtin_model.quality import EARLY, STEP, WINDOW
+from examples.long_video_study.figures import COLUMNS, Array, Value, early, late, mean
 from examples.long_video_study.measure import Record
-from examples.long_video_study.rows import REAL, REFERENCE, Row
-from vidlose.analysis.drift import BLOCK
-from vidlose.analysis.flicker import FLOORS
-from vidlose.analysis.statistics import FEWEST, LEVEL, interval, wilcoxon
-from vidlose.world.scene import NAMES
+from examples.long_video_study.rows import REAL, REFERENCE, Claim, Row
+from vidlose.analysis.statistics import DRAWS, FEWEST, LEVEL, interval, wilcoxon
 
-Value = float | None
 HALF = 0.5  # of what real clips have of these columns: below it a row gets the note
-NOTES = {"still": {"motion", "camera"}, "flat": {"detail"}}
+NOTES = {"still": ("motion", "camera", "acting"), "flat": ("detail",)}
+LIKE_REAL = tuple(name for names in NOTES.values() for name in names)  # columns that should be near 1
+PAIRS = ("early", "late", "drift", "sharp", "motion", "camera", "flicker", "seconds")
 HOLDS, STEADY, ALIKE, CHEAP = 0.95, 0.5, 0.15, 1.3  # what the best should do, by its letters A D M T
-
-
-@dataclass(frozen=True)
-class Column:
-    """A figure of a video. by_real: rows show it divided by that of real clips. floor: pairs are compared by their
-    ratio, and this is added to both; by their difference where it is None."""
-
-    of: Callable[[Record], Value]
-    by_real: bool = False
-    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,140 +34,132 @@ class Paired:
     told: bool = False
 
 
-# --- of one video
+@dataclass(frozen=True)
+class Bar:
+    """What the best should do, and how far a row does it: a figure over all prompts with its 95 % interval (bootstrap
+    over prompts), None of fewer than 6. letter: of a bar that is met; small where only by the figure itself."""
 
-
-def accuracy(record: Record) -> NDArray[np.float64]:
-    """The share of the attributes that are as asked, in every window."""
-    return np.array([np.mean([window[name] for name in NAMES]) for window in record["windows"]])
-
-
-def early(record: Record) -> float:
-    return float(accuracy(record)[: (EARLY[1] - WINDOW) // STEP + 1].mean())
-
-
-def late(record: Record) -> float:
-    return float(np.mean([late_share(name)(record) for name in NAMES]))
-
-
-def late_share(name: str) -> Callable[[Record], float]:
-    """Of the late windows, those in which this attribute is as asked."""
-    return lambda record: float(np.mean([window[name] for window in late_of(record, "windows")]))
-
-
-def late_of(record: Record, kind: str) -> list[Record]:
-    """The windows or blocks that lie within the last 56 frames, or the last one."""
-    begin = record["frames"] - EARLY[1]
-    return [one for one in record[kind] if one["first"] >= begin] or record[kind][-1:]
-
-
-def slope(record: Record) -> Value:
-    """Of the distance from the first block over time, by least squares."""
-    points = [(one["first"], one["features"]) for one in record["blocks"] if one["features"] is not None]
-    if len(points) < 2:
-        return None
-    frame, apart = np.array(points, np.float64).T
-    return float(100 * np.polyfit(frame, apart, 1)[0])
-
-
-def lately(name: str) -> Callable[[Record], float]:
-    """Mean of a figure over the late blocks; 0 where there is none."""
-    return lambda record: float(np.mean([one[name] or 0.0 for one in late_of(record, "blocks")]))
-
-
-def sharp(record: Record) -> Value:
-    first = np.mean([one["detail"] for one in record["blocks"] if one["first"] + BLOCK <= EARLY[1]])
-    return lately("detail")(record) / float(first) if first else None
-
-
-def speed(record: Record) -> float:
-    """Of the late near hills; 0 where none can be read."""
-    return float(np.mean([one["near"] or 0.0 for one in late_of(record, "windows")]))
-
-
-def panned(record: Record) -> float:
-    """The late speed along the one that was asked: its mean by that of real clips is a slope, 1 right and 0 still."""
-    return speed(record) * record["truth_near"]
-
-
-def flicker(record: Record) -> Value:
-    found = [one["flicker_std"] for one in record["blocks"] if one["flicker_std"] is not None]
-    return float(np.sqrt(np.mean(np.square(found)))) if found else None
-
-
-COLUMNS = {
-    "early": Column(early),
-    "late": Column(late),
-    "drift": Column(slope),
-    "sharp": Column(sharp, floor=1e-3),
-    "detail": Column(lately("detail"), by_real=True),
-    "motion": Column(lately("flow"), by_real=True, floor=FLOORS["flow"]),
-    "camera": Column(panned, by_real=True),
-    "object": Column(lately("object_motion"), by_real=True),
-    "speed": Column(lambda record: abs(speed(record) - record["truth_near"])),
-    "flicker": Column(flicker, floor=FLOORS["flicker_std"]),
-    "seconds": Column(lambda record: record["seconds_frame"], floor=0.0),
-    "memory": Column(lambda record: record["peak_gib"]),
-    **{f"late_{name}": Column(late_share(name)) for name in NAMES},
-}
-PAIRS = ("early", "late", "drift", "sharp", "motion", "flicker", "seconds")
-
-
-# --- of a row
+    value: float
+    low: Value = None
+    high: Value = None
+    letter: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row's videos, by prompt, beside real ones of the same attributes."""
+    """A row's videos, by prompt, beside real ones of the same attributes: of prompts that have both."""
 
     row: Row
     videos: Mapping[int, Record]
     real: Mapping[int, Record]
 
+    def values(self, name: str) -> dict[int, float]:
+        """A column's, by prompt, where there is one."""
+        found = {i: COLUMNS[name].of(video, self.real[i]) for i, video in self.videos.items()}
+        return {i: value for i, value in found.items() if value is not None}
+
     @cached_property
     def figures(self) -> dict[str, Value]:
         """COLUMNS, held and score."""
-        found = {name: self._shown(column) for name, column in COLUMNS.items()}
-        found["held"] = _ratio(found["late"], found["early"])
-        found["score"] = (found["late"] or 0.0) * math.prod(_agreement(found[name]) for name in self.must_agree)
+        found = {name: mean(list(self.values(name).values()), column.floor) for name, column in COLUMNS.items()}
+        found["held"] = found["late"] / found["early"] if found["early"] and found["late"] is not None else None
+        alike = [_agreement(found[name]) for name in LIKE_REAL if found[name] is not None]
+        found["score"] = (found["late"] or 0.0) * math.prod(alike)
         return found
 
     @property
-    def must_agree(self) -> list[str]:
-        """Columns that should be near 1; the camera's where any should move."""
-        moves = any(self.real[prompt]["truth_near"] for prompt in self.videos.keys() & self.real.keys())
-        return ["motion", "detail", *(["camera"] if moves else [])]
-
-    def _shown(self, column: Column) -> Value:
-        shared = self.videos.keys() & self.real.keys() if column.by_real else self.videos.keys()
-        own = _mean([column.of(self.videos[prompt]) for prompt in shared])
-        return _ratio(own, _mean([column.of(self.real[prompt]) for prompt in shared])) if column.by_real else own
-
-    @property
     def note(self) -> str:
-        low = [name for name in self.must_agree if (self.figures[name] or 0.0) < HALF]
-        return ", ".join(word for word, names in NOTES.items() if names & {*low})
-
-    def holds(self, reference: "Summary | None") -> str:
-        """The letters of what it does that the best should do."""
-        own, other = self.figures, reference.figures if reference else {}
-        claims = {
-            "A": (own["held"] or 0.0) >= HOLDS,
-            "D": _at_most(own["drift"], other.get("drift"), STEADY),
-            "M": all(abs((own[name] or 0.0) - 1) <= ALIKE for name in self.must_agree if name != "detail"),
-            "T": _at_most(own["seconds"], other.get("seconds"), CHEAP),
-        }
-        return "".join(letter for letter, true in claims.items() if true)
+        seen = {word: [self.figures[name] for name in names] for word, names in NOTES.items()}
+        return ", ".join(word for word, found in seen.items() if any(x is not None and x < HALF for x in found))
 
     def against(self, other: "Summary", name: str) -> Paired | None:
-        """In a figure, over the prompts that both have; None where there is none."""
-        column = COLUMNS[name]
-        pairs = [[column.of(one.videos[i]) for one in (self, other)] for i in self.videos.keys() & other.videos.keys()]
-        both = np.array([pair for pair in pairs if None not in pair], np.float64)
-        return paired(both, column.floor) if len(both) else None
+        """In a figure, over the prompts that both have; None where there is none. What cannot be followed in one of two
+        videos does not count in the other: what is lost is the worst."""
+        one = self
+        if name == "flicker":
+            shared = sorted(self.videos.keys() & other.videos.keys())
+            one = replace(self, videos={i: seen_in_both(self.videos[i], other.videos[i]) for i in shared})
+            other = replace(other, videos={i: seen_in_both(other.videos[i], self.videos[i]) for i in shared})
+        both = one.table(other, name)
+        return paired(both, COLUMNS[name].floor) if len(both) else None
+
+    def table(self, other: "Summary", name: str) -> Array:
+        """`[prompts 2]` of a column, of the prompts at which both have it."""
+        own, others = self.values(name), other.values(name)
+        return np.array([(own[i], others[i]) for i in sorted(own.keys() & others.keys())], np.float64).reshape(-1, 2)
+
+    def bars(self, reference: "Summary | None") -> dict[str, Bar]:
+        """How far it does what the best should do, by letter, over the prompts that it shares with the reference. What
+        is noted holds and steadies nothing: a still video is always as it was."""
+        if reference is None or not (shared := sorted(self.videos.keys() & reference.videos.keys())):
+            return {}
+        bars = {
+            "A": bar("A", self._held(shared), _ratio_of_ratios, HOLDS, math.inf),
+            "M": bar("M", self._likeness(shared), _furthest, 1 / (1 + ALIKE), 1 + ALIKE),
+            "T": bar("T", self.table(reference, "seconds"), _geometric, 0, CHEAP),
+            "D": bar("D", self.table(reference, "drift"), _ratio, -math.inf, STEADY),
+        }
+        if self.note:
+            bars |= {letter: replace(bars[letter], letter="") for letter in "AD"}
+        return {letter: bars[letter] for letter in "ADMT" if math.isfinite(bars[letter].value)}
+
+    def _held(self, shared: Sequence[int]) -> Array:
+        """`[prompts 4]`: late, early, and those of real clips, in which objects may leave the picture."""
+        rows = [(self.videos[i], self.real[i]) for i in shared]
+        return np.array([(late(own), early(own), late(real), early(real)) for own, real in rows])
+
+    def _likeness(self, shared: Sequence[int]) -> Array:
+        """`[prompts 3]`: log motion, camera and acting, not a number where a prompt asks for none."""
+        found = [self.values(name) for name in NOTES["still"]]
+        table = np.array([[values.get(i, math.nan) for values in found] for i in shared])
+        return np.column_stack([np.log(np.maximum(table[:, 0], 1e-6)), table[:, 1:]])
 
 
-def paired(both: NDArray[np.float64], floor: Value) -> Paired:
+def seen_in_both(one: Record, other: Record) -> Record:
+    """The one's record, without the flicker of blocks that could not be followed in the other."""
+    pairs = zip(one["blocks"], other["blocks"], strict=False)
+    return one | {"blocks": [a if b["flicker_std"] is not None else a | {"flicker_std": None} for a, b in pairs]}
+
+
+def bar(letter: str, table: Array, figure: Callable[[Array], Array], least: float, most: float) -> Bar:
+    """figure: of `[... prompts K]` -> `[...]`."""
+    value = float(figure(table)) if len(table) else math.nan
+    if math.isnan(value):
+        return Bar(value)
+    if not least <= value <= most:
+        letter = ""
+    if len(table) < FEWEST:
+        return Bar(value, letter=letter.lower())
+    draws = np.random.default_rng(0).integers(len(table), size=(DRAWS // 5, len(table)))
+    seen = figure(table[draws])
+    low, high = np.nanquantile(seen, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Bar(value, float(low), float(high), letter if least <= low and high <= most else letter.lower())
+
+
+def _ratio_of_ratios(table: Array) -> Array:
+    late, early, real_late, real_early = np.moveaxis(table.mean(-2), -1, 0)
+    return np.asarray(late / np.maximum(early, 1e-9) / (real_late / real_early))
+
+
+def _ratio(table: Array) -> Array:
+    own, other = np.moveaxis(table.mean(-2), -1, 0)
+    return np.asarray(np.where(other > 0, own / np.where(other > 0, other, 1), np.nan))
+
+
+def _geometric(table: Array) -> Array:
+    return np.asarray(np.exp(np.diff(np.log(table[..., ::-1]), axis=-1)[..., 0].mean(-1)))
+
+
+def _furthest(table: Array) -> Array:
+    """Of motion, camera and acting the ratio that is furthest from 1."""
+    there = ~np.isnan(table)
+    mean = np.where(there, table, 0).sum(-2) / np.maximum(there.sum(-2), 1)
+    ratios = np.maximum(np.concatenate([np.exp(mean[..., :1]), mean[..., 1:]], -1), 1e-6)
+    distance = np.where(there.any(-2), np.abs(np.log(ratios)), 0)
+    return np.asarray(np.take_along_axis(ratios, distance.argmax(-1)[..., None], -1)[..., 0])
+
+
+def paired(both: Array, floor: Value) -> Paired:
     """[N 2] of this row and the other, a prompt each."""
     values = both if floor is None else np.log(both + floor)
     apart = values[:, 0] - values[:, 1]
@@ -200,7 +176,9 @@ def summaries(records: Sequence[Record], rows: Mapping[str, Row]) -> dict[str, S
     videos: dict[str, dict[int, Record]] = {name: {} for name in rows}
     for one in records:
         videos.get(one["row"], {})[one["prompt"]] = one
-    found = [Summary(rows[name], own, videos[REAL]) for name, own in videos.items() if own]
+    real = videos[REAL]
+    both = {name: {i: own[i] for i in sorted(own.keys() & real.keys())} for name, own in videos.items()}
+    found = [Summary(rows[name], own, real) for name, own in both.items() if own]
     return {one.row.name: one for one in sorted(found, key=rank)}
 
 
@@ -212,23 +190,31 @@ def rank(one: Summary) -> tuple[bool, bool, float, float]:
 
 def line(one: Summary, found: Mapping[str, Summary]) -> dict[str, Any]:
     """All that a table can show of a row, by name."""
-    other = found.get(one.row.against or "")
-    told: dict[str, Any] = {"row": one.row.name, "group": one.row.group, "prompts": len(one.videos)}
-    told |= one.figures | {"holds": one.holds(found.get(REFERENCE)), "note": one.note, "against": one.row.against}
-    return told | {f"{name}_pairs": one.against(other, name) if other else None for name in PAIRS}
+    told: dict[str, Any] = {"row": one.row.name, "group": one.row.group, "prompts": len(one.videos), **one.figures}
+    bars = {} if one.row.name == REAL else one.bars(found.get(REFERENCE))
+    return told | {"bars": bars, "holds": "".join(bar.letter for bar in bars.values()), "note": one.note}
 
 
-def _mean(values: Sequence[Value]) -> Value:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+def pairs(found: Mapping[str, Summary]) -> list[tuple[str, str, dict[str, Paired | None]]]:
+    """Row, the one that it is against, and their difference in every one of PAIRS."""
+    return [
+        (one.row.name, other, {name: one.against(found[other], name) for name in PAIRS})
+        for one in found.values()
+        for other in one.row.against
+        if other in found and one.videos.keys() & found[other].videos.keys()
+    ]
 
 
-def _ratio(one: Value, other: Value) -> Value:
-    return one / other if one is not None and other else None
-
-
-def _at_most(one: Value, other: Value, times: float) -> bool:
-    return one is not None and other is not None and one <= times * other
+def verdicts(claims: Sequence[Claim], found: Mapping[str, Summary]) -> list[tuple[Claim, Paired, str]]:
+    """Of the claims whose rows are there: does it hold, by the interval and by p?"""
+    told = []
+    for claim in claims:
+        row, other = found.get(claim.row), found.get(claim.against)
+        if row and other and (pair := row.against(other, claim.column)):
+            more = pair.value > (0 if COLUMNS[claim.column].floor is None else 1)
+            verdict = "holds" if more == claim.more else "does not hold"
+            told.append((claim, pair, verdict if pair.told else "undecided"))
+    return told
 
 
 def _agreement(ratio: Value) -> float:

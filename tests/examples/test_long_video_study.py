@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import typer
 
-from examples.builtin_model import quality
-from examples.long_video_study import report, study, summary
+from examples.long_video_study import figures, report, study, summary
 from examples.long_video_study.folder import Folder
-from examples.long_video_study.rows import REAL, TABLE, Row, read
+from examples.long_video_study.rows import REAL, TABLE, Claim, Row, Rows, read
+from examples.long_video_study.summary import Summary
 from vidlose.cli import app
+from vidlose.errors import VidloseError
 from vidlose.io.video import Encoder
 from vidlose.world import scene
 from vidlose.world.captions import parse
@@ -33,34 +34,52 @@ eta = 0.7
 [queue.reference]
 lookahead = false
 [models.missing]
-model = "runs/none/model"
+motion_module = "runs/none/motion_module.safetensors"
+[[claims]]
+says = "Still is better"
+row = "frozen"
+against = "reference"
+column = "late"
+more = true
 """
 FRAMES = 32
 SEED = 7  # of the world's clips that are taken for made ones
 
 
 class CommandLine:
-    """Takes the place of `subprocess.run`. asked: the words of every call; stop_at: the row at which it is killed."""
+    """Takes the place of `start`. asked: the words of every call; stop_at: the row at which it is stopped, its state
+    saved."""
 
     def __init__(self) -> None:
-        self.asked: list[list[str]] = []
+        self.asked: list[tuple[str, ...]] = []
         self.stop_at = ""
 
     @property
     def rows(self) -> list[str]:
-        return [self.value(words, "-o").parent.name for words in self.asked]
+        return [self.video(words).parent.name for words in self.asked]
 
     @staticmethod
-    def value(words: list[str], option: str) -> Path:
-        return Path(words[words.index(option) + 1])
+    def value(words: tuple[str, ...], option: str) -> str:
+        return words[words.index(option) + 1]
 
-    def __call__(self, words: list[str], check: bool) -> None:
-        video = self.value(words, "-o")
-        if video.parent.name == self.stop_at:
-            raise KeyboardInterrupt
+    def video(self, words: tuple[str, ...]) -> Path:
+        if "--resume" in words:
+            return Path(self.value(words, "--resume").replace(".fifo.safetensors", ".mp4"))
+        return Path(self.value(words, "-o"))
+
+    def __call__(self, words: tuple[str, ...]) -> "CommandLine":
         self.asked.append(words)
-        given = parse(str(self.value(words, "-p"))).attributes
-        frames, _ = scene.clip(SEED, 0, int(str(self.value(words, "--frames"))), given=given)
+        return self
+
+    def wait(self) -> int:
+        words = self.asked[-1]
+        video = self.video(words)
+        state = video.with_suffix(".fifo.safetensors")
+        if video.parent.name == self.stop_at:
+            state.write_text(self.value(words, "-p"))
+            return 130
+        prompt = state.read_text() if "--resume" in words else self.value(words, "-p")
+        frames, _ = scene.clip(SEED, 0, FRAMES, given=parse(prompt).attributes)
         if video.parent.name == "frozen":
             frames = np.repeat(frames[:1], len(frames), 0)
         elif video.parent.name == "trembling":
@@ -70,13 +89,14 @@ class CommandLine:
         with Encoder(video, "mp4", width=128, height=128, fps=8) as out:
             for frame in frames:
                 out.write(frame)
-        video.with_suffix(".json").write_text(json.dumps({"seconds": 16.0, "frames": FRAMES, "peak_gib": 0.5}))
+        video.with_suffix(".json").write_text(json.dumps({"frames_per_second": 2.0, "peak_gib": 0.5}))
+        return 0
 
 
 @pytest.fixture
 def line(monkeypatch, tmp_path) -> CommandLine:
     found = CommandLine()
-    monkeypatch.setattr(quality.subprocess, "run", found)
+    monkeypatch.setattr(study, "start", found)
     (tmp_path / "rows.toml").write_text(ROWS)
     return found
 
@@ -92,22 +112,23 @@ def test_a_study_that_is_killed_goes_on_and_tells_good_from_still_and_flat(line,
     line.stop_at = "frozen"
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, out)
-    assert "frozen" not in line.rows
+    assert line.rows == ["grey", "frozen"] and not (out / "videos/frozen/000.mp4").exists()
     with (out / "measured.jsonl").open("a") as lines:
         lines.write('{"row": "froz')  # killed in the middle of a line
 
     line.stop_at = ""
     run(monkeypatch, out)
-    assert sorted(line.rows) == ["frozen", "grey", "reference", "trembling"]  # each of them once
-    assert "missing: left out, there is no runs/none/model" in capsys.readouterr().out
-    assert line.asked[line.rows.index("reference")][-3:] == ["--partitions", "1", "--no-lookahead"]
+    assert line.rows == ["grey", "frozen", "frozen", "trembling", "reference"]
+    assert "missing: left out: there is no file or folder 'runs/none/motion_module" in capsys.readouterr().out
+    assert "--resume" in line.asked[2] and "-p" not in line.asked[2]  # in the middle of its video
+    assert line.asked[line.rows.index("reference")][-3:] == ("--partitions", "1", "--no-lookahead")
     measured = (out / "measured.jsonl").read_bytes()
     assert sorted(one["row"] for one in Folder(out).records()) == ["frozen", "grey", REAL, "reference", "trembling"]
 
     check(out)
     monkeypatch.setattr(study.report, "write", lambda folder, rows: None)
     run(monkeypatch, out)
-    assert len(line.asked) == 4 and (out / "measured.jsonl").read_bytes() == measured
+    assert len(line.asked) == 5 and (out / "measured.jsonl").read_bytes() == measured
 
 
 def check(out: Path) -> None:
@@ -124,16 +145,29 @@ def check(out: Path) -> None:
     trembling = rows["trembling"]
     assert float(trembling["motion"]) > 0.5 and trembling["note"] == "still"  # it goes nowhere
     assert grey["note"] == "still, flat" and float(grey["score"]) == 0 and grey["drift"] == ""
-    assert float(frozen["late_pairs_value"]) == pytest.approx(-1 / 3) and frozen["late_pairs_low"] == ""
-    assert "| 1 | reference | 1 | 1 | 1 | 1 |" in (out / "table.md").read_text()
+    with (out / "pairs.csv").open() as file:
+        pairs = {(row["row"], row["against"]): row for row in csv.DictReader(file)}
+    one = pairs["frozen", "reference"]
+    assert float(one["late_value"]) == pytest.approx(-1 / 3) and one["late_low"] == ""
+    table = (out / "table.md").read_text()
+    assert "| 1 | reference | 1 | 1 | 1 | 1 |" in table
+    assert "| Still is better | frozen / reference | late | -0.333 | undecided |" in table
     for name in ("study.png", "page.png", "sheets/real.png", "sheets/grey.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_command_line_that_fails_is_told_by_its_code():
+    with study.Children() as children:
+        assert children.call("fifo", "--no-such-option") == 2
+        children.stopped = True
+        with pytest.raises(KeyboardInterrupt):
+            children.call("fifo", "--no-such-option")
 
 
 def test_a_row_that_has_changed_is_not_mixed_with_what_it_was(line, monkeypatch, tmp_path):
     folder = Folder(tmp_path)
     folder.settle("calm", {"options": {"eta": 0.0}, "frames": 64})
-    folder.settle("calm", {"options": {"eta": 0.0}, "frames": 64})
+    folder.settle("calm", {"options": {"eta": 0.0}, "frames": 64})  # the same
     with pytest.raises(SystemExit, match="name the row anew"):
         folder.settle("calm", {"options": {"eta": 0.5}, "frames": 64})
 
@@ -143,7 +177,8 @@ def test_a_row_that_has_changed_is_not_mixed_with_what_it_was(line, monkeypatch,
     [
         ("[a.x]\neta = 2.0", "x: --eta is 2.0"),
         ("[a.x]\neater = 1", "x: fifo has no eater"),
-        ('[a.reference]\n[a.x]\nagainst = "y"', "x is against y"),
+        ('[a.reference]\n[a.x]\nagainst = ["y"]', "x is against y"),
+        ('[a.reference]\n[[claims]]\nsays = "z"\nrow = "x"\nagainst = "y"\ncolumn = "late"\nmore = true', "is of x, y"),
         ("[a.x]\n[b.x]", "'x' is there twice"),
     ],
 )
@@ -158,8 +193,18 @@ def test_the_rows_of_the_house_are_options_of_the_command():
     known = {name for option in fifo.params for name in (*option.opts, *option.secondary_opts)}
     rows = read(TABLE, "elsewhere")
     assert {word for row in rows.values() for word in row.words if word.startswith("--")} <= known
-    assert rows["reference"].against is None and rows["calm"].against == "reference"
-    assert rows["n4"].options["model"] == "elsewhere" and rows["diagonal"].lacks
+    assert rows["reference"].against == () and rows["calm"].against == ("reference", "miga")
+    assert rows["n4"].options["model"] == "elsewhere"
+
+
+def test_rows_that_the_model_does_not_hold_are_known_before_anything_runs():
+    left_out, opened = {}, {}
+    for row in read(TABLE).values():
+        try:
+            study.weights(row, opened)
+        except VidloseError as error:
+            left_out[row.name] = str(error)
+    assert list(left_out) == ["tail-base", "shared", "diagonal"] and "zero terminal SNR" in left_out["tail-base"]
 
 
 def test_pairs_are_told_apart_by_prompt():
@@ -169,4 +214,77 @@ def test_pairs_are_told_apart_by_prompt():
     assert summary.paired(np.stack([low, low[::-1]], 1), None).told is False
     few = summary.paired(np.stack([low, low + 1], 1)[:5], None)
     assert few.value == pytest.approx(-1) and few.p is None and report.difference("late", few) == "-1"
-    assert Row("x", "g", None, {"lookahead": False, "eta": 0.5}).words == ["--no-lookahead", "--eta", "0.5"]
+    assert Row("x", "g", (), {"lookahead": False, "eta": 0.5}).words == ["--no-lookahead", "--eta", "0.5"]
+
+
+def video(late: float, rise: float, flow: float, *, near: float = 2.0, seconds: float = 0.5, lost: int = 0):
+    """A line about a video of 128 frames, of which `lost` blocks cannot be followed; its prompt wants 2 pixels a
+    frame."""
+    windows = [
+        {"first": 8 * i, "near": near, **dict.fromkeys(figures.NAMES, 1.0 if i < 8 else late)} for i in range(15)
+    ]
+    seen = {"flow": flow, "object_motion": 0.1, "flicker_std": 0.02, "detail": 5.0}
+    blocks = [
+        {"first": 16 * i, "features": (rise * i) ** 2} | seen | ({"flicker_std": 0.5 if i < lost else 0.02})
+        for i in range(8)
+    ]
+    return {
+        "frames": 128,
+        "truth_near": 2.0,
+        "seconds_frame": seconds,
+        "peak_gib": 1.0,
+        "windows": windows,
+        "blocks": blocks,
+    }
+
+
+def of(name: str, **about) -> Summary:
+    """A row of 8 prompts, which differ a little."""
+    real = {i: video(1.0, 0.1 + 0.001 * i, 1.0) for i in range(8)}
+    row = {i: video(**{"late": 1.0, "rise": 0.1, "flow": 1.0} | about) for i in range(8)}
+    for i, one in row.items():
+        one["seconds_frame"] *= 1 + 0.01 * i
+    return Summary(Row(name, "g", ("reference",), {}), row, real)
+
+
+def test_what_the_best_should_do():
+    reference = of("reference", late=0.5, rise=0.5)
+    letters = {
+        name: summary.line(row, {"reference": reference, name: row})["holds"]
+        for name, row in {
+            "good": of("good", rise=0.2),
+            "reference": reference,
+            "slow": of("slow", rise=0.2, seconds=0.9),
+            "still": of("still", rise=0.0, flow=0.0, near=0.0),
+            "hasty": of("hasty", rise=0.2, near=3.0),
+        }.items()
+    }
+    assert letters == {"good": "ADMT", "reference": "T", "slow": "ADM", "still": "T", "hasty": "ADT"}
+    steady = of("reference", rise=0.0)  # less than the real land, that passes by
+    assert "D" not in of("good").bars(steady) and steady.figures["drift"] < 0
+    few = Summary(reference.row, {i: reference.videos[i] for i in range(3)}, reference.real)
+    assert summary.line(few, {"reference": reference})["holds"] == "t"
+
+
+def test_what_was_lost_in_one_video_does_not_count_in_the_other():
+    """Nor does the same row win by losing its worst blocks."""
+    rough = of("rough", lost=3)
+    assert rough.against(of("even"), "flicker").value > 1.5
+    followed = {i: one | {"blocks": [dict(b) for b in one["blocks"]]} for i, one in of("blind").videos.items()}
+    for one in followed.values():
+        for block in one["blocks"][:3]:
+            block["flicker_std"] = None
+    blind = Summary(rough.row, followed, rough.real)
+    assert blind.figures["followed"] == 5 / 8
+    assert rough.against(blind, "flicker").value == pytest.approx(1)
+
+
+def test_claims_are_told_by_interval_and_p():
+    rows = {"good": of("good", rise=0.2), "bad": of("bad", late=0.5, rise=0.5)}
+    for i, one in rows["bad"].videos.items():
+        for block in one["blocks"]:
+            block["features"] *= 1 + 0.01 * i
+    claims = [Claim("a", "good", "bad", "drift", False), Claim("b", "bad", "good", "drift", False)]
+    claims += [Claim("c", "good", "bad", "motion", True), Claim("d", "good", "absent", "motion", True)]
+    assert [verdict for *_, verdict in summary.verdicts(claims, rows)] == ["holds", "does not hold", "undecided"]
+    assert len(Rows({}, claims)) == 0

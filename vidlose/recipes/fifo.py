@@ -12,9 +12,10 @@ from vidlose.config import FifoConfig, flag
 from vidlose.diffusion.denoiser import Denoise, Denoiser
 from vidlose.diffusion.guidance import Guidance
 from vidlose.diffusion.sampling import STEPS, Sampler, SeededNoise
+from vidlose.diffusion.schedule import Ladder
 from vidlose.errors import InputError, UsageError, pick
 from vidlose.longvideo import strategies
-from vidlose.longvideo.queue import Queue, fill
+from vidlose.longvideo.queue import Plan, Queue, fill
 from vidlose.longvideo.refine import Refine
 from vidlose.longvideo.reuse import DeepFeatures
 from vidlose.parallel import Processes
@@ -48,19 +49,12 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
     with Signals() as signals, runtime.memory_errors():
         runtime.settle_memory(device)
         model = checkpoints.load(config)
-        config, settled = resolve(config, model, device)
+        config, settled, ladder, plan = planned(config, model, device)
+        check_reuse(config, model, processes)
         start = None if saved else started(config, model, settled)
         fingerprint = model.fingerprint()
         if saved:
             saved.check_model(config.model, fingerprint)
-        assert config.partitions
-        steps = config.partitions * settled.frames
-        ladder = model.schedule.ladder("linspace", steps, scaled=config.scale_aware)
-        if config.query_cache and not model.unet.pairs_queries:
-            raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
-        check_reuse(config, model, processes)
-        check_picture(config, model)
-        plan = strategies.plan(config, ladder, settled.frames)
         picture = None if config.image is None or saved else runtime.read_image(config.image, settled)
         model.ready(device, settled.torch_dtype)
         given = None if start is None else encode(start, model)
@@ -85,7 +79,7 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         elif given is not None and given.shape[2] == settled.frames:
             clip = given[0]
         else:  # the base clip keeps the scale its model was trained with, as the reference does
-            scaled = model.schedule.ladder("linspace", config.base_steps or steps)
+            scaled = model.schedule.ladder("linspace", config.base_steps or ladder.top)
             alone = settled.first_alone
             whole = replace(sampler, denoiser=base_denoiser, ladder=scaled, guidance=base_guidance, first_alone=alone)
             denoise = whole.bind(conditions.of(timeline.prompts[0]))
@@ -139,6 +133,17 @@ def name(config: FifoConfig, processes: Processes) -> tuple[FifoConfig, prompts.
     seed = processes.first_says(runtime.seed(config.seed))
     output = config.output or runtime.default_output(timeline.prompts[0], seed, config.format)
     return replace(config, seed=seed, output=output), timeline
+
+
+def planned(config: FifoConfig, model: VideoModel, device: torch.device) -> tuple[FifoConfig, Settled, Ladder, Plan]:
+    """All that is decided before any weight is read. Raises InputError where the model does not hold the options."""
+    config, settled = resolve(config, model, device)
+    if config.query_cache and not model.unet.pairs_queries:
+        raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
+    check_picture(config, model)
+    assert config.partitions
+    ladder = model.schedule.ladder("linspace", config.partitions * settled.frames, scaled=config.scale_aware)
+    return config, settled, ladder, strategies.plan(config, ladder, settled.frames)
 
 
 def resolve(config: FifoConfig, model: VideoModel, device: torch.device) -> tuple[FifoConfig, Settled]:
