@@ -1,6 +1,6 @@
-"""Write what was trained into the package, in fp16: the image model's folder, and the motion module beside it.
+"""Write what was trained into the package, in fp16: a run's model, and the motion module beside it.
 
-python examples/builtin_model/export_model.py IMAGES/model MOTION/motion_module.safetensors
+python examples/builtin_model/export_model.py RUN/model RUN/motion_module.safetensors
 """
 
 import shutil
@@ -26,13 +26,13 @@ def halved(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    images, motion = map(Path, sys.argv[1:])
+    model, motion = map(Path, sys.argv[1:])
     for part in PARTS:
-        halved(images / part, ROOT / part)
-        shutil.copyfile((images / part).with_name("config.json"), (ROOT / part).with_name("config.json"))
+        halved(model / part, ROOT / part)
+        shutil.copyfile((model / part).with_name("config.json"), (ROOT / part).with_name("config.json"))
     for name in (WORDS, f"{SCHEDULER}/{SCHEDULER_CONFIG}"):
         (ROOT / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(images / name, ROOT / name)
+        shutil.copyfile(model / name, ROOT / name)
     halved(motion, MOTION)
     size = sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file())
     print(f"{size / 2**20:.1f} MiB in {ROOT}")

@@ -1,6 +1,7 @@
 """What a word is worth to a model: the error of x0 with "left" and "right" exchanged in the prompt, less that without.
 
-    python examples/builtin_model/listening.py [--frames 4,16] [--timesteps 650,850,950] [--clips 16] [-- MODEL OPTIONS]
+    python examples/builtin_model/listening.py [--frames 4,16] [--timesteps 650,850,950] [--clips 16]
+        [--model MODEL] [--motion-module FILE]
 
 A clip's first frame is known, the others are at the timestep: there, and hardly elsewhere, the text says where things
 go. A model that does not listen to a word shows 0 +- its error. Beside it stands the error itself, and what of it a
@@ -46,7 +47,7 @@ def errors(model: VideoModel, pictures: np.ndarray, texts: list[str], timestep: 
     latents = model.vae.encode(from_uint8(torch.from_numpy(pictures))).transpose(0, 1)[None]
     ladder = model.schedule.ladder("linspace", len(model.schedule.abar))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    level = torch.full((1, latents.shape[2]), timestep)
+    level = torch.full((1, latents.shape[2]), timestep + ladder.floor)
     level[:, 0] = ladder.floor
     x = ladder.add_noise(latents, noise, level)
     denoiser = model.denoiser()

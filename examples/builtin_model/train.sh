@@ -1,7 +1,11 @@
 #!/bin/sh
-# Train the built-in model from nothing and write it into the package. Interrupted, the same command goes on.
+# Train the built-in model and write it into the package: all of it but the autoencoder, which train_autoencoder.py
+# trains and export_autoencoder.py writes. About 15 hours on two cores; interrupted, the same command goes on.
 #
-#     examples/builtin_model/train.sh [FOLDER]
+#     PATH=.venv/bin:$PATH examples/builtin_model/train.sh [FOLDER]
+#
+# What the stages were like: training.png, which curves.py draws from the logs beside it. From `together` on all parts
+# train together: unlike AnimateDiff's, the motion module is for this U-Net alone.
 set -e
 runs=${1:-runs/builtin}
 here=$(dirname "$0")
@@ -50,7 +54,9 @@ stage four directions --model "$runs/telling" --motion-module "$runs/given/motio
 stage sixteen directions $(after four) --steps 604
 stage pieces directions $(after sixteen) --steps 3708 --levels-partitions 1 --levels-partitions 2 \
     --levels-partitions 4 --levels-partitions 8 --pieces 16 --pieces 4 --ema 0.995
-stage last directions $(after pieces) --steps 650 --pieces 16 --pieces 16 --pieces 4 --logit-mean 1.2 \
+stage settled directions $(after pieces) --steps 650 --pieces 16 --pieces 16 --pieces 4 --logit-mean 1.2 \
     --lr-schedule linear --warmup-steps 20 --ema 0.995
-stage pans pans $(after last) --steps 1350
-python "$here/export_model.py" "$runs/pans/model" "$runs/pans/motion_module.safetensors"
+stage pans pans $(after settled) --steps 1350
+stage sharp pans $(after pans) --steps 1200 --seed 22 --pieces 16 --pieces 16 --pieces 16 --pieces 16 --pieces 16 \
+    --pieces 1
+python "$here/export_model.py" "$runs/sharp/model" "$runs/sharp/motion_module.safetensors"

@@ -44,5 +44,5 @@ def test_the_training_script(tmp_path, monkeypatch):
                 mixed = needed and Path(needed).name in ("words", "listening", "telling")
                 assert folders or mixed or needed in (None, "random:builtin", "new:v3"), needed
             configs[str(config.output)] = config
-    assert list(configs)[-1] == f"{tmp_path}/runs/pans" and f"{tmp_path}/runs/pans/model" in exported
+    assert list(configs)[-1] == f"{tmp_path}/runs/sharp" and f"{tmp_path}/runs/sharp/model" in exported
     assert configs[f"{tmp_path}/runs/pieces"].pieces == [16, 4]
