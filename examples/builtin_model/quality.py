@@ -33,7 +33,7 @@ Frames = NDArray[np.uint8]
 Scores = dict[str, float]
 PROMPTS_SEED, REAL = 10**6, 10**6 + 1  # worlds that no training has seen
 FRAMES, ON_SHEET = 16, 24
-OF_ONE_CLIP = {"prompt", "seed", "output", "overwrite", "start"}  # what the cards of one model and way may differ in
+OF_ONE_CLIP = {"prompt", "seed", "output", "overwrite"}  # what the cards of one model and way may differ in
 
 
 def prompts(count: int, first: int) -> dict[int, tuple[str, scene.Attributes]]:
@@ -86,6 +86,15 @@ def cards(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield video, json.loads(video.with_suffix(".json").read_text())
 
 
+def settle(note: Path, what: Any) -> None:
+    """Notes how the videos beside it are made. Stops the program where those that are there were made otherwise."""
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(what) + "\n")
+    elif (before := json.loads(note.read_text())) != what:
+        raise SystemExit(f"{note}: these videos are of {before}, not of {what}; give another folder")
+
+
 def make(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]], options: Sequence[str], jobs: int) -> None:
     """What is not there yet, by so many processes at once: a model is loaded once by each."""
     there = {card["config"]["seed"] for _, card in cards(folder)}
@@ -94,10 +103,14 @@ def make(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]], option
     for job in range(min(jobs, len(missing))):
         lines = folder / f"prompts-{job}.jsonl"
         lines.write_text("".join(missing[job::jobs]))
-        words = ["-q", "generate", "--prompts-file", str(lines), "--overwrite", "-o", f"{folder}/", *options]
-        running.append(subprocess.Popen([sys.executable, "-m", "vidlose", *words]))
+        words = ["generate", "--prompts-file", str(lines), "--overwrite", "-o", f"{folder}/", *options]
+        running.append(start(words))
     if any([process.wait() for process in running]):
         raise SystemExit(f"{folder}: not all clips could be made")
+
+
+def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words])
 
 
 def score(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]]) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def score(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]]) -> di
         if number in asked and card["config"]["prompt"] == asked[number][0]:
             made[number] = frames_of(video)
             config = {name: value for name, value in card["config"].items() if name not in OF_ONE_CLIP}
-            ways.append({"model": card["model"]["sha256"], **config})
+            ways.append({**config, "sha256": card["model"]["sha256"]})
     if made.keys() != asked.keys() or any(way != ways[0] for way in ways):
         raise SystemExit(f"{folder}: these clips are of several models, ways or lists of prompts; give another FOLDER")
     write_sheet(folder / "sheet.png", [(asked[i][0], made[i]) for i in sorted(made)[:ON_SHEET]])
@@ -132,14 +145,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="of the prompts: others than those one tunes on")
     parser.add_argument("--jobs", type=int, default=1, help="processes that make clips")
-    parser.add_argument("options", nargs="*", help="of generate, behind --")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given, options = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
+    settle(given.folder / "options.json", options)
     asked = prompts(given.prompts, given.first)
-    make(given.folder, asked, given.options, given.jobs)
+    make(given.folder, asked, options, given.jobs)
     found = {"prompts": given.prompts, "first": given.first} | score(given.folder, asked)
     (given.folder / "quality.json").write_text(json.dumps(found) + "\n")
-    print(f"model {found['way']['model'][:12]}, prompts {given.first} to {given.first + given.prompts - 1}")
+    print(f"model {found['way']['sha256'][:12]}, prompts {given.first} to {given.first + given.prompts - 1}")
     for name, (mean, low, high) in found["made"].items():
         print(f"{name:>9}  {mean:.3f} [{low:.3f}, {high:.3f}]  real {found['real'][name][0]:.3f}")
 

@@ -94,12 +94,6 @@ def speed(record: Record) -> float:
     return float(np.mean([one["near"] or 0.0 for one in late_of(record, "windows")]))
 
 
-def flow(record: Record) -> float:
-    """Late; that of the land alone where none of it could be followed."""
-    found = lately(record, "flow")
-    return abs(speed(record)) if found is None else found
-
-
 def beside(of: Callable[[Record], Value], floor: float) -> Figure:
     """Its ratio to that of the real clip, once `floor` is added to both."""
 
@@ -108,6 +102,12 @@ def beside(of: Callable[[Record], Value], floor: float) -> Figure:
         return None if usual is None else ((of(record) or 0.0) + floor) / (usual + floor)
 
     return ratio
+
+
+def motion(record: Record, real: Record) -> Value:
+    """Late flow; where one of the two cannot be followed, the speed of the land of both."""
+    lost = None in (lately(record, "flow"), lately(real, "flow"))
+    return beside(lambda one: abs(speed(one)) if lost else lately(one, "flow"), FLOORS["flow"])(record, real)
 
 
 def sharp(record: Record, _: Record) -> Value:
@@ -123,7 +123,7 @@ def panned(record: Record, _: Record) -> Value:
 def acting(record: Record, real: Record) -> Value:
     """Does the object do late what was asked, where that of the real clip can be seen to?"""
     seen = late_share(real, "motion")
-    return late_share(record, "motion") / seen if seen else None
+    return min(1.0, late_share(record, "motion") / seen) if seen else None
 
 
 def flicker(record: Record, _: Record) -> Value:
@@ -142,7 +142,7 @@ COLUMNS = {
     "away": Column(late_excess),
     "sharp": Column(sharp, floor=1e-3),
     "detail": Column(beside(lambda record: lately(record, "detail"), 1e-3), floor=0.0),
-    "motion": Column(beside(flow, FLOORS["flow"]), floor=0.0),
+    "motion": Column(motion, floor=0.0),
     "camera": Column(panned),
     "acting": Column(acting),
     "speed": Column(lambda record, _: abs(speed(record) - record["truth_near"])),

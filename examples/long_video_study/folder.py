@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
+from examples.builtin_model.quality import settle
 from examples.long_video_study.measure import Record
 
 
@@ -20,12 +21,7 @@ class Folder:
 
     def settle(self, row: str, what: Record) -> None:
         """Notes how a row's videos are made. Stops the program where those there were made otherwise."""
-        note = self.path / "videos" / row / "row.json"
-        if not note.exists():
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(what) + "\n")
-        elif (before := json.loads(note.read_text())) != what:
-            raise SystemExit(f"{note}: these videos are of {before}, not of {what}; name the row anew, or another OUT")
+        settle(self.path / "videos" / row / "row.json", what)
 
     @property
     def lines(self) -> Path:

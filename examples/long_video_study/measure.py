@@ -2,7 +2,8 @@
 
 A line has: row and prompt (its number; text, what it says), frames, truth_near (how fast the near hills should go,
 pixels a frame to the right), seconds_frame (seconds that a frame took, the queue's warm-up included, loading and the
-base clip not), peak_gib (GiB at most of the process, on a GPU of the device), and
+base clip not; None of a video that was stopped on the way), peak_gib (GiB at most of the process, on a GPU of the
+device), and
 
 * windows, of 16 frames, every 8: first (frame); 1 or 0 for each of the six attributes, as the recogniser reads it; near
   (the speed of the near hills that it reads, pixels a frame), None where it can read none;

@@ -23,24 +23,26 @@ Early are the first 56 frames, late the last 56. The columns are means over prom
 * away: the same late, not its rise
 * sharp: detail (mean difference of neighbouring pixels), late by early, a geometric mean
 * detail: late detail, by that of the real clip of the same prompt, a geometric mean
-* motion: late flow, likewise; 0 is still, but what trembles has some, too
+* motion: late flow, likewise, or the land's speed where one of the two cannot be followed; 0 is still, but what
+  trembles has some, too
 * camera: late speed of the near hills by that asked, where they should move; 0 is still, or trembling
-* acting: share of late windows in which the object does as asked, by that of the real clip
+* acting: share of late windows in which the object does as asked, by that of the real clip, 1 at most
 * speed: how far the late near hills are off the speed that was asked, pixels a frame; 0 is right
 * flicker: flicker_std, of values 0..1: motion-compensated (MC3), a geometric mean; of blocks that can be followed, in
   pairs of those that can be in both
 * followed: share of such blocks
-* seconds: a frame, the queue's warm-up included, the base clip not
+* seconds: a frame, the queue's warm-up included, the base clip not, a geometric mean; of videos made in one go
 * memory: GiB at most
 * score: late, times how far motion, camera, acting and detail agree with real clips: all the way within 15 %, not at
   all at 0
 * note: still, less than half of motion, camera or acting; flat, less than half of detail; neither can win
 
-What the best should do, a capital where all of the interval does it, small where the figure alone does:
+What the best should do, a capital where all of the interval does it, small where the figure alone does, A and D not
+where there is a note:
 
 * A: held, by that of real clips, is 0.95 at least
-* D: drift is half of the reference's at most; not there where the reference has none
-* M: motion, camera and acting are within 15 % of real clips: the one that is furthest off
+* D: drift, less half of the reference's, is 0 at most; not there where the reference has none
+* M: motion and acting are within 15 % of real clips, camera of what was asked: the one that is furthest off
 * T: seconds are 1.3 times the reference's at most
 """
 
@@ -90,7 +92,7 @@ def write(folder: Folder, rows: Rows) -> None:
     """All of it, of what there is."""
     found = summary.summaries(folder.records(), rows)
     if not found:
-        raise SystemExit(f"{folder.lines}: nothing is measured yet")
+        raise SystemExit(f"{folder.lines}: nothing is measured yet, or no real clips beside it")
     lines = [summary.line(one, found) for one in found.values()]
     pairs = summary.pairs(found)
     tables = [ranking(lines), bars(lines), paired(pairs), claimed(summary.verdicts(rows.claims, found))]

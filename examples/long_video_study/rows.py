@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.long_video_study.figures import COLUMNS
 from vidlose.config import FifoConfig, flag, names
 from vidlose.errors import VidloseError
 
@@ -81,7 +82,10 @@ def read(table: Path, model: str | None = None) -> Rows:
     there is not."""
     groups = tomllib.loads(table.read_text())
     usual = groups.pop("usual", {}) | ({"model": model} if model else {})
-    claims = [Claim(**given) for given in groups.pop("claims", [])]
+    try:
+        claims = [Claim(**given) for given in groups.pop("claims", [])]
+    except TypeError as error:
+        raise SystemExit(f"{table}: a claim lacks what it needs, or has more: {error}") from None
     rows = {REAL: Row(REAL, "", (), {name: usual[name] for name in ("width",) if name in usual})}
     for group, members in groups.items():
         for name, given in members.items():
@@ -94,6 +98,10 @@ def read(table: Path, model: str | None = None) -> Rows:
     for claim in claims:
         if unknown := {claim.row, claim.against} - rows.keys():
             raise SystemExit(f"{claim.says!r} is of {', '.join(sorted(unknown))}, which is no row")
+        if claim.column not in COLUMNS:
+            raise SystemExit(
+                f"{claim.says!r} is of {claim.column}, which is no column; choose from {', '.join(COLUMNS)}"
+            )
     return Rows(rows, claims)
 
 

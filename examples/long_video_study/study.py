@@ -25,7 +25,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -39,44 +41,74 @@ from vidlose import checkpoints
 from vidlose.analysis.drift import BLOCK
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.config import ModelConfig, names
-from vidlose.errors import VidloseError
+from vidlose.errors import InputError, VidloseError
 from vidlose.recipes.fifo import planned
 from vidlose.recipes.runtime import card_path
 from vidlose.world import scene
 from vidlose.world.layers import UNIT
 
 INTERRUPTED = (130, -signal.SIGINT)  # exit codes of the command line, with its state saved and at once
-Task = tuple[Row, int, str, scene.Attributes]
+ROUNDED = 0.2  # of frames a second, in cards
+SIDES = 64, 256  # that the recogniser reads
+
+
+class Task(NamedTuple):
+    """One video. model: the hash of what should make it."""
+
+    row: Row
+    model: str | None
+    number: int
+    text: str
+    asked: scene.Attributes
+
+
+class Lengths(NamedTuple):
+    """Of a video: frames, and pixels of a side."""
+
+    frames: int
+    side: int
 
 
 def main() -> None:
     asked = arguments()
     folder, table = Folder(asked.folder), read(asked.table, asked.model)
-    rows: list[Row] = []
+    rows: list[tuple[Row, Way]] = []
     opened: dict[str, VideoModel] = {}
     for row in table.chosen(asked.rows):
         try:
-            folder.settle(row.name, {"options": row.options, "frames": asked.frames, "model": weights(row, opened)})
+            rows.append((row, way(row, opened)))
         except VidloseError as error:
             print(f"{row.name}: left out: {error}")
-            continue
-        rows.append(row)
+    sizes = {one.size for _, one in rows if one.size}
+    if len(sizes) > 1 or not all(SIDES[0] <= side <= SIDES[1] for size in sizes for side in size):
+        raise SystemExit(f"rows are of {sizes}; they are compared at one size, with sides of {SIDES[0]} to {SIDES[1]}")
+    for row, one in rows:
+        folder.settle(row.name, {"options": row.options, "frames": asked.frames, "model": one.model})
+    width = max(sizes)[0] if sizes else UNIT
     texts = prompts(asked.prompts, asked.first).items()
+    tasks = [Task(row, one.model, i, text, shown) for i, (text, shown) in texts for row, one in rows]
     with Children() as children:
-        tasks = [(row, i, text, shown) for i, (text, shown) in texts for row in rows]
-        run(folder, tasks, asked.frames, asked.jobs, children)
+        run(folder, tasks, Lengths(asked.frames, width), asked.jobs, children)
     report.write(folder, table)
 
 
-def weights(row: Row, opened: dict[str, VideoModel]) -> str | None:
-    """The hash of what makes a row's videos. Raises VidloseError where that does not hold its options."""
+@dataclass(frozen=True)
+class Way:
+    """How a row's videos are made, beside its options. model: its hash; size: width, height. None of real clips."""
+
+    model: str | None = None
+    size: tuple[int, int] | None = None
+
+
+def way(row: Row, opened: dict[str, VideoModel]) -> Way:
+    """Raises VidloseError where the model does not hold the row's options."""
     if row.name == REAL:
-        return None
+        return Way()
     config = row.config
     own = ModelConfig(**{name: getattr(config, name) for name in names(ModelConfig)})
     model = opened[str(own)] = opened.get(str(own)) or checkpoints.load(own)
-    planned(config, model, torch.device("cpu"))
-    return model.fingerprint()
+    settled = planned(config, model, torch.device("cpu"))[1]
+    return Way(model.fingerprint(), (settled.width, settled.height))
 
 
 def arguments() -> argparse.Namespace:
@@ -103,18 +135,24 @@ class Children:
         self.stopped = False
 
     def __enter__(self) -> "Children":
-        self.before = signal.signal(signal.SIGTERM, self.stop)
+        self.before = {sign: signal.signal(sign, self._interrupt) for sign in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        self.stop()
+        for sign, handler in self.before.items():
+            signal.signal(sign, handler)
 
-    def stop(self, *_: object) -> None:
-        """Raises KeyboardInterrupt."""
-        self.stopped = True
-        for one in tuple(self.running):
-            one.send_signal(signal.SIGINT)
+    def _interrupt(self, *_: object) -> None:
+        self.stop()
         raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        """All that run; none begins any more."""
+        if not self.stopped:
+            self.stopped = True
+            for one in tuple(self.running):
+                one.send_signal(signal.SIGINT)
 
     def call(self, *words: str) -> int:
         """The exit code. Raises KeyboardInterrupt where it was interrupted, or others were."""
@@ -122,54 +160,64 @@ class Children:
             raise KeyboardInterrupt
         one = start(words)
         self.running.add(one)
+        if self.stopped:  # in between
+            one.send_signal(signal.SIGINT)
         code = one.wait()
         self.running.discard(one)
         if code in INTERRUPTED:
-            self.stopped = True
+            self.stop()
             raise KeyboardInterrupt
         return code
 
 
 def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words])
+    """In a session of its own: a signal to all of this one's processes is passed on once, and not met twice."""
+    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words], start_new_session=True)
 
 
-def run(folder: Folder, tasks: Sequence[Task], frames: int, jobs: int, children: Children) -> None:
+def run(folder: Folder, tasks: Sequence[Task], lengths: Lengths, jobs: int, children: Children) -> None:
     """All that is not there yet; what cannot be made is said, and left."""
     there = {(one["row"], one["prompt"]) for one in folder.records()}
-    left = [task for task in tasks if (task[0].name, task[1]) not in there]
+    left = [task for task in tasks if (task.row.name, task.number) not in there]
     pool = ThreadPoolExecutor(jobs)
     try:
-        for i, said in enumerate(pool.map(lambda task: do(folder, task, frames, children), left), 1):
+        for i, said in enumerate(pool.map(lambda task: do(folder, task, lengths, children), left), 1):
             print(f"{i}/{len(left)}  {said}", flush=True)
     finally:
-        children.stopped = True
+        children.stop()
         pool.shutdown(cancel_futures=True)
 
 
-def do(folder: Folder, task: Task, length: int, children: Children) -> str:
+def do(folder: Folder, task: Task, lengths: Lengths, children: Children) -> str:
     """One video made, unless it is there, and measured; what became of it, in words."""
-    row, number, text, asked = task
+    row, model, number, text, asked = task
     video = folder.video(row.name, number)
+    card: Record = {}
     try:
         if row.name == REAL:
-            frames = draw(video, number, asked, length, row.options.get("width", UNIT))
-        elif code := make(video, text, number, ["--frames", str(length), *row.words], children):
-            return f"{row.name}: exit {code}, no video of: {text}"
+            frames = draw(video, number, asked, *lengths)
         else:
+            if code := make(video, text, number, ["--frames", str(lengths.frames), *row.words], children):
+                return f"{row.name}: exit {code}, no video of: {text}"
+            card = json.loads(card_path(str(video)).read_text())
+            if card["model"]["sha256"] != model:
+                return f"{row.name}: {video} is of other weights; remove it, or take another OUT"
             frames = frames_of(video)
         found = {"row": row.name, "prompt": number, "text": text, "truth_near": near(asked, number, frames)}
-        folder.keep(found | cost(video) | measure(frames, asked))
+        folder.keep(found | cost(card) | measure(frames, asked))
     except Exception as error:  # a damaged video: the others are worth their hours
         return f"{row.name}: {type(error).__name__} of {video}: {error}"
     return f"{row.name}: {text}"
 
 
 def make(video: Path, prompt: str, seed: int, options: Sequence[str], children: Children) -> int:
-    """By the command line, from where it was stopped if it was; the exit code. Nothing where it is there."""
+    """By the command line, from where it was stopped if it was and can go on; the exit code. Nothing where it is
+    there."""
     state = video.with_suffix(".fifo.safetensors")
-    if video.exists() or (state.exists() and not children.call("fifo", "--resume", str(state))):
+    if video.exists():
         return 0
+    if state.exists() and (code := children.call("fifo", "--resume", str(state))) != InputError.exit_code:
+        return code
     words = ["--overwrite", "-p", prompt, "--seed", str(seed), "-o", str(video), *options]
     return children.call("fifo", *words)
 
@@ -179,13 +227,10 @@ def near(asked: scene.Attributes, number: int, frames: Frames) -> float:
     return scene.truth(asked, REAL_SEED, number, 1, 0, frames.shape[2]).velocity.near
 
 
-def cost(video: Path) -> Record:
+def cost(card: Record) -> Record:
     """Of a video, from its card; real ones cost nothing."""
-    card = card_path(str(video))
-    if not card.exists():
-        return {"seconds_frame": None, "peak_gib": None}
-    told = json.loads(card.read_text())
-    return {"seconds_frame": 1 / max(told["frames_per_second"], 1e-9), "peak_gib": told["peak_gib"]}
+    whole = card and abs(card["seconds"] * card["frames_per_second"] / card["frames"] - 1) < ROUNDED
+    return {"seconds_frame": card["seconds"] / card["frames"] if whole else None, "peak_gib": card.get("peak_gib")}
 
 
 if __name__ == "__main__":

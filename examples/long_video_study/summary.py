@@ -17,7 +17,7 @@ HALF = 0.5  # of what real clips have of these columns: below it a row gets the 
 NOTES = {"still": ("motion", "camera", "acting"), "flat": ("detail",)}
 LIKE_REAL = tuple(name for names in NOTES.values() for name in names)  # columns that should be near 1
 PAIRS = ("early", "late", "drift", "sharp", "motion", "camera", "flicker", "seconds")
-HOLDS, STEADY, ALIKE, CHEAP = 0.95, 0.5, 0.15, 1.3  # what the best should do, by its letters A D M T
+HOLDS, STEADY, ALIKE, CHEAP = 0.95, 0.5, 1.15, 1.3  # what the best should do, by its letters A D M T
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,18 @@ class Summary:
             return {}
         bars = {
             "A": bar("A", self._held(shared), _ratio_of_ratios, HOLDS, math.inf),
-            "M": bar("M", self._likeness(shared), _furthest, 1 / (1 + ALIKE), 1 + ALIKE),
+            "M": bar("M", self._likeness(shared), _furthest, 1 / ALIKE, ALIKE),
             "T": bar("T", self.table(reference, "seconds"), _geometric, 0, CHEAP),
-            "D": bar("D", self.table(reference, "drift"), _ratio, -math.inf, STEADY),
+            "D": bar("D", self._steady(reference), _mean, -math.inf, 0),
         }
         if self.note:
             bars |= {letter: replace(bars[letter], letter="") for letter in "AD"}
         return {letter: bars[letter] for letter in "ADMT" if math.isfinite(bars[letter].value)}
+
+    def _steady(self, reference: "Summary") -> Array:
+        """`[prompts 1]`: drift beyond half of the reference's; nothing where that has none."""
+        drifts = self.table(reference, "drift")
+        return drifts[:, :1] - STEADY * drifts[:, 1:] if len(drifts) and drifts[:, 1].mean() > 0 else drifts[:0]
 
     def _held(self, shared: Sequence[int]) -> Array:
         """`[prompts 4]`: late, early, and those of real clips, in which objects may leave the picture."""
@@ -141,9 +146,8 @@ def _ratio_of_ratios(table: Array) -> Array:
     return np.asarray(late / np.maximum(early, 1e-9) / (real_late / real_early))
 
 
-def _ratio(table: Array) -> Array:
-    own, other = np.moveaxis(table.mean(-2), -1, 0)
-    return np.asarray(np.where(other > 0, own / np.where(other > 0, other, 1), np.nan))
+def _mean(table: Array) -> Array:
+    return np.asarray(table.mean(-2)[..., 0])
 
 
 def _geometric(table: Array) -> Array:
@@ -219,4 +223,4 @@ def verdicts(claims: Sequence[Claim], found: Mapping[str, Summary]) -> list[tupl
 
 def _agreement(ratio: Value) -> float:
     """1 where it is near 1; 0 where it is 0 or below, or there is none."""
-    return min(1.0, min(ratio, 1 / ratio) / (1 - ALIKE)) if ratio and ratio > 0 else 0.0
+    return min(1.0, min(ratio, 1 / ratio) * ALIKE) if ratio and ratio > 0 else 0.0

@@ -1,14 +1,22 @@
-"""The built-in model's training script: what it asks for is understood, in its order, and is not asked for twice."""
+"""The built-in model's scripts: training asks for what is understood, in its order, and not twice; clips that are right
+and wrong are told apart."""
 
+import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from examples.builtin_model import quality
 from vidlose import cli
 from vidlose.cli.console import Console
 from vidlose.config import FinetuneConfig
 from vidlose.recipes import finetune as recipe
+from vidlose.world import scene
+from vidlose.world.captions import parse
 
 ROOT = Path(__file__).parents[2]
 FAKE = """#!/bin/sh
@@ -46,3 +54,51 @@ def test_the_training_script(tmp_path, monkeypatch):
             configs[str(config.output)] = config
     assert list(configs)[-1] == f"{tmp_path}/runs/sharp" and f"{tmp_path}/runs/sharp/model" in exported
     assert configs[f"{tmp_path}/runs/pieces"].pieces == [16, 4]
+
+
+class Generate:
+    """Takes the place of `start`: clips are the world's own, those of the seeds `wrong` stand still."""
+
+    def __init__(self) -> None:
+        self.wrong: set[int] = set()
+        self.sha = "a"
+        self.made: list[int] = []
+
+    def __call__(self, words: list[str]) -> "Generate":
+        folder = Path(words[words.index("-o") + 1])
+        for one in map(json.loads, Path(words[words.index("--prompts-file") + 1]).read_text().splitlines()):
+            shown = scene.Attributes(camera="still") if one["seed"] in self.wrong else parse(one["prompt"]).attributes
+            video = folder / f"{one['seed']}.mp4"
+            quality.draw(video, one["seed"], shown, quality.FRAMES)
+            card = {"model": {"sha256": self.sha}, "config": {"model": "builtin", "steps": 25, **one}}
+            video.with_suffix(".json").write_text(json.dumps(card))
+            self.made.append(one["seed"])
+        return self
+
+    def wait(self) -> int:
+        return 0
+
+
+def test_quality_of_clips(monkeypatch, tmp_path):
+    def run(*words: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["quality.py", str(tmp_path / "out"), *words])
+        quality.main()
+        return json.loads((tmp_path / "out" / "quality.json").read_text())
+
+    generate = Generate()
+    monkeypatch.setattr(quality, "start", generate)
+    generate.wrong = {i for i, (_, shown) in quality.prompts(6, 3).items() if shown.camera != "still"}
+    found = run("--prompts", "4", "--first", "3", "--jobs", "2", "--", "--steps", "9")
+    assert sorted(generate.made) == [3, 4, 5, 6] and found["way"]["sha256"] == "a"
+    assert found["real"]["camera"][0] == 1
+    share, low, high = found["made"]["camera"]
+    assert share == 1 - len(generate.wrong & {3, 4, 5, 6}) / 4 and low < share < high
+
+    run("--prompts", "6", "--first", "3", "--", "--steps", "9")
+    assert sorted(generate.made) == [3, 4, 5, 6, 7, 8]  # none of them again
+    with pytest.raises(SystemExit, match="give another folder"):
+        run("--prompts", "6", "--first", "3")
+    generate.sha = "b"
+    with pytest.raises(SystemExit, match="of several models"):
+        run("--prompts", "7", "--first", "3", "--", "--steps", "9")
+    assert quality.wilson(1.0, 60)[0] == pytest.approx(0.9398, abs=1e-4)

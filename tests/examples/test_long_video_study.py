@@ -53,6 +53,7 @@ class CommandLine:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
         self.stop_at = ""
+        self.model = study.way(Row("x", "g", (), {}), {}).model
 
     @property
     def rows(self) -> list[str]:
@@ -89,7 +90,10 @@ class CommandLine:
         with Encoder(video, "mp4", width=128, height=128, fps=8) as out:
             for frame in frames:
                 out.write(frame)
-        video.with_suffix(".json").write_text(json.dumps({"frames_per_second": 2.0, "peak_gib": 0.5}))
+        card = {"seconds": 16.0, "frames": FRAMES, "frames_per_second": 2.0, "peak_gib": 0.5}
+        if "--resume" in words:
+            card["seconds"] = 1.0
+        video.with_suffix(".json").write_text(json.dumps({"model": {"sha256": self.model}, **card}))
         return 0
 
 
@@ -101,8 +105,8 @@ def line(monkeypatch, tmp_path) -> CommandLine:
     return found
 
 
-def run(monkeypatch, folder: Path, prompts: int = 1) -> None:
-    words = ["study", str(folder), "--table", str(folder.parent / "rows.toml")]
+def run(monkeypatch, folder: Path, prompts: int = 1, rows: str = "grey,frozen,trembling,reference,missing") -> None:
+    words = ["study", str(folder), "--table", str(folder.parent / "rows.toml"), "--rows", rows]
     monkeypatch.setattr(sys, "argv", [*words, "--prompts", str(prompts), "--frames", str(FRAMES)])
     study.main()
 
@@ -141,6 +145,7 @@ def check(out: Path) -> None:
     assert all(0.8 < float(good[name]) < 1.25 for name in ("motion", "camera", "detail", "sharp"))
     assert float(good["speed"]) < 0.2 and float(good["seconds"]) == 0.5 and good["note"] == ""
     assert frozen["note"] == "still" and float(frozen["motion"]) < 0.05 and float(frozen["score"]) < 0.05
+    assert frozen["seconds"] == ""  # it was stopped on the way
     assert float(frozen["early"]) == pytest.approx(4 / 6)  # all but what moves
     trembling = rows["trembling"]
     assert float(trembling["motion"]) > 0.5 and trembling["note"] == "still"  # it goes nowhere
@@ -168,17 +173,22 @@ def test_a_row_that_has_changed_is_not_mixed_with_what_it_was(line, monkeypatch,
     folder = Folder(tmp_path)
     folder.settle("calm", {"options": {"eta": 0.0}, "frames": 64})
     folder.settle("calm", {"options": {"eta": 0.0}, "frames": 64})  # the same
-    with pytest.raises(SystemExit, match="name the row anew"):
+    with pytest.raises(SystemExit, match="give another folder"):
         folder.settle("calm", {"options": {"eta": 0.5}, "frames": 64})
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
+        ('[a.x]\n[[claims]]\nsays = "z"', "lacks what it needs"),
         ("[a.x]\neta = 2.0", "x: --eta is 2.0"),
         ("[a.x]\neater = 1", "x: fifo has no eater"),
         ('[a.reference]\n[a.x]\nagainst = ["y"]', "x is against y"),
         ('[a.reference]\n[[claims]]\nsays = "z"\nrow = "x"\nagainst = "y"\ncolumn = "late"\nmore = true', "is of x, y"),
+        (
+            '[a.reference]\n[[claims]]\nsays = "z"\nrow = "real"\nagainst = "reference"\ncolumn = "l"\nmore = true',
+            "of l, which is no column",
+        ),
         ("[a.x]\n[b.x]", "'x' is there twice"),
     ],
 )
@@ -197,14 +207,35 @@ def test_the_rows_of_the_house_are_options_of_the_command():
     assert rows["n4"].options["model"] == "elsewhere"
 
 
-def test_rows_that_the_model_does_not_hold_are_known_before_anything_runs():
+@pytest.mark.parametrize(("table", "out"), [("rows", ["tail-base", "shared", "diagonal"]), ("speed", [])])
+def test_rows_that_the_model_does_not_hold_are_known_before_anything_runs(table, out):
     left_out, opened = {}, {}
-    for row in read(TABLE).values():
+    for row in read(TABLE.with_stem(table)).values():
         try:
-            study.weights(row, opened)
+            study.way(row, opened)
         except VidloseError as error:
             left_out[row.name] = str(error)
-    assert list(left_out) == ["tail-base", "shared", "diagonal"] and "zero terminal SNR" in left_out["tail-base"]
+    assert list(left_out) == out and all("zero terminal SNR" in left_out[name] for name in out[:1])
+
+
+def test_videos_of_other_weights_are_not_measured(line, monkeypatch, tmp_path, capsys):
+    line.model = "others"
+    run(monkeypatch, tmp_path / "out", rows="reference")
+    assert "is of other weights" in capsys.readouterr().out
+    assert [one["row"] for one in Folder(tmp_path / "out").records()] == [REAL]
+
+
+def test_a_resume_that_fails_for_a_while_loses_nothing(line, monkeypatch, tmp_path):
+    """One that is refused begins anew."""
+    out = tmp_path / "out"
+    line.stop_at = "reference"
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, out, rows="reference")
+    for code, calls in ((6, [True]), (3, [True, False])):
+        line.asked.clear()
+        monkeypatch.setattr(line, "wait", lambda code=code: code)
+        run(monkeypatch, out, rows="reference")
+        assert ["--resume" in words for words in line.asked] == calls
 
 
 def test_pairs_are_told_apart_by_prompt():

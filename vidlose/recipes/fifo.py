@@ -50,7 +50,8 @@ def fifo(config: FifoConfig, report: Reporter, saved: Saved | None = None) -> st
         runtime.settle_memory(device)
         model = checkpoints.load(config)
         config, settled, ladder, plan = planned(config, model, device)
-        check_reuse(config, model, processes)
+        if config.reuse_deep > 1 and processes.count > 1:
+            raise InputError("--reuse-deep is for one process: windows of another have features that this one lacks")
         start = None if saved else started(config, model, settled)
         fingerprint = model.fingerprint()
         if saved:
@@ -140,6 +141,9 @@ def planned(config: FifoConfig, model: VideoModel, device: torch.device) -> tupl
     config, settled = resolve(config, model, device)
     if config.query_cache and not model.unet.pairs_queries:
         raise InputError(f"--query-cache: {config.model} has no temporal layers on its way up and down that pair")
+    levels = len(model.unet.family.channels)
+    if config.reuse_depth >= levels:
+        raise InputError(f"--reuse-depth {config.reuse_depth}: the network has {levels} levels, and one must be below")
     check_picture(config, model)
     assert config.partitions
     ladder = model.schedule.ladder("linspace", config.partitions * settled.frames, scaled=config.scale_aware)
@@ -197,15 +201,6 @@ def cpu_batch(frames: int, pixels: int) -> int:
 def windows_of(partitions: int, lookahead: bool) -> int:
     """Model inputs of one sweep of FIFO's queue."""
     return partitions * (1 + lookahead)
-
-
-def check_reuse(config: FifoConfig, model: VideoModel, processes: Processes) -> None:
-    """Raises InputError where deep features cannot be kept, and kept by what is below them."""
-    levels = len(model.unet.family.channels)
-    if config.reuse_depth >= levels:
-        raise InputError(f"--reuse-depth {config.reuse_depth}: the network has {levels} levels, and one must be below")
-    if config.reuse_deep > 1 and processes.count > 1:
-        raise InputError("--reuse-deep is for one process: windows of another have features that this one lacks")
 
 
 def guidances(config: FifoConfig, settled: Settled) -> tuple[Guidance, Guidance]:
