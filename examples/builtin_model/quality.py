@@ -110,7 +110,7 @@ def make(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]], option
 
 
 def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words])
+    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words], stdout=subprocess.DEVNULL)
 
 
 def score(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]]) -> dict[str, Any]:

@@ -172,7 +172,9 @@ class Children:
 
 def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
     """In a session of its own: a signal to all of this one's processes is passed on once, and not met twice."""
-    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words], start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "vidlose", "-q", *words], stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def run(folder: Folder, tasks: Sequence[Task], lengths: Lengths, jobs: int, children: Children) -> None:
