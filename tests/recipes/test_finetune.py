@@ -561,6 +561,7 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_two_clips(run, clips):
     """VideoCrafter1, as dropout of VideoCrafter2 is drawn by the batch."""
     # up.3 ends in biases that a norm takes away again: of their gradient only rounding is left, which Adam blows up.

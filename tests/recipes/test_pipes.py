@@ -237,6 +237,7 @@ def test_kill_9_of_a_file(spawn, tmp_path):
 # --- signals
 
 
+@pytest.mark.slow
 def test_interrupted_pipe_is_a_whole_video(spawn, tmp_path):
     """SIGINT of an endless run: every frame it told of is there, and the file ends as a file should."""
     target = tmp_path / "got.mkv"
@@ -340,6 +341,7 @@ def test_state_of_a_pipe(run, tmp_path):
     assert whole == out + more
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_is_not_the_end(spawn, tmp_path):
     """Whoever read stderr left; the video is made all the same."""
     process = spawn(*SMALL, "--frames", "3", "-o", "out.mp4", stdout=subprocess.DEVNULL, cwd=tmp_path)

@@ -350,7 +350,7 @@ def test_a_crashed_extension_and_an_endless_run_go_on(run, unbroken, on_event, i
         ["-m", "random:videocrafter1-1024", "--no-scale-aware", "--dtype", "bf16"],
         ["--no-lookahead", "--window-frames", "5", "-g", "1"],
         slow(["--emit", "denoised", "--warmup", "0", "--eta", "0"]),
-        ["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"],
+        slow(["--queue-start", "uniform", "--window-batch", "1", "--state-every", "5"]),
         ["--reuse-deep", "3", "--state-every", "2"],
         slow(["--zigzag", "2", "--refine", "--reuse-noise", "5", "--emit", "denoised"]),
         slow(["-m", "random:videocrafter-i2v", "--seed-frame", "--reseed-every", "3", "--query-cache", "0.9"]),

@@ -28,6 +28,7 @@ def vidlose(monkeypatch, capfd, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_was_fastest(vidlose, monkeypatch, tmp_path):
     def taken() -> int:
         assert vidlose(*RUN)[0] == 0
