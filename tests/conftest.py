@@ -1,7 +1,8 @@
-"""What tests share: goldens and their replayed runs, the stub denoiser of the FIFO goldens."""
+"""What tests share: goldens and their replayed runs, the stub denoiser of the FIFO goldens, the command line."""
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.networks import WholeClips
+from vidlose import cli
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition
 from vidlose.diffusion.sampling import Sampler
@@ -113,3 +115,30 @@ def trajectories(golden: Callable[[str], SimpleNamespace]) -> Callable[..., dict
 @pytest.fixture
 def stub() -> Stub:
     return Stub()
+
+
+@pytest.fixture
+def vidlose(monkeypatch, capfd, tmp_path):
+    """`vidlose(*words)` -> (exit code, stdout, stderr), in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vidlose", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def latents(vidlose, tmp_path):
+    """Runs a command with a latents output and loads it."""
+
+    def run(*words: object) -> torch.Tensor:
+        code, _, err = vidlose(*words, "-o", "x.safetensors", "--overwrite", "--no-metadata")
+        assert code == 0, err
+        return load_file(tmp_path / "x.safetensors")["latents"]
+
+    return run

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from vidlose.io.sheets import write_sheet
 from vidlose.io.video import Encoder, read_frames
+from vidlose.recipes.runtime import card_path
 from vidlose.world import captions, scene
 from vidlose.world.layers import UNIT
 from vidlose.world.recogniser import recognise
@@ -83,7 +84,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
 def cards(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Of the clips that are there: video and card."""
     for video in sorted(folder.glob("*.mp4")):
-        yield video, json.loads(video.with_suffix(".json").read_text())
+        yield video, json.loads(card_path(str(video)).read_text())
 
 
 def settle(note: Path, what: Any) -> None:
@@ -109,8 +110,10 @@ def make(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]], option
         raise SystemExit(f"{folder}: not all clips could be made")
 
 
-def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "vidlose", "-q", *words], stdout=subprocess.DEVNULL)
+def start(words: Sequence[str], apart: bool = False) -> "subprocess.Popen[bytes]":
+    """The command line, quiet. apart: signals to all of this program's processes do not reach it."""
+    command = [sys.executable, "-m", "vidlose", "-q", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=apart)
 
 
 def score(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]]) -> dict[str, Any]:

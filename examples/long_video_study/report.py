@@ -119,7 +119,7 @@ def ranking(lines: Sequence[Line]) -> Shown:
         ["" if one["row"] == REAL else str(place), one["row"], str(one["prompts"])]
         + [number(one[name]) for name in (*SHOWN, "score")]
         + [one["note"]]
-        for place, one in enumerate(lines, lines[0]["row"] != REAL)
+        for place, one in enumerate(lines)
     ]
     return "Which holds", head, body
 
@@ -195,19 +195,17 @@ def markdown(tables: Sequence[Shown]) -> str:
 
 
 def flat(line: Line) -> Line:
-    """Of bars a column each for value, low and high."""
     told = {name: value for name, value in line.items() if name != "bars"}
-    for letter in "ADMT":
-        bar = line["bars"].get(letter)
-        told |= {f"{letter}_{part}": getattr(bar, part, None) for part in ("value", "low", "high")}
-    return told
+    return told | spread({letter: line["bars"].get(letter) for letter in "ADMT"}, "value", "low", "high")
 
 
 def flat_pair(row: str, other: str, found: dict[str, Paired | None]) -> Line:
-    told: Line = {"row": row, "against": other}
-    for name, pair in found.items():
-        told |= {f"{name}_{part}": getattr(pair, part, None) for part in ("prompts", "value", "low", "high", "p")}
-    return told
+    return {"row": row, "against": other} | spread(found, "prompts", "value", "low", "high", "p")
+
+
+def spread(found: Mapping[str, Any], *parts: str) -> Line:
+    """A column for each part of each figure; None of those that are not there."""
+    return {f"{name}_{part}": getattr(one, part, None) for name, one in found.items() for part in parts}
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -253,8 +251,7 @@ def styled(group: str, found: Mapping[str, Summary]) -> list[tuple[Summary, dict
     beside = [name for name in others if name in found and name not in own]
     styles = {name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else ":"} for i, name in enumerate(own)}
     styles |= {name: {"color": INK, "ls": BROKEN[i % len(BROKEN)]} for i, name in enumerate(beside)}
-    styles |= {REAL: {"color": GREY, "ls": "-"}} if REAL in found else {}
-    return [(found[name], style) for name, style in styles.items()]
+    return [(found[name], style) for name, style in (styles | {REAL: {"color": GREY, "ls": "-"}}).items()]
 
 
 def attribute_curve(axes: "Axes", one: Summary, style: dict[str, Any]) -> None:

@@ -36,7 +36,6 @@ class Row:
                 found += [flag(name), str(value)]
         return found
 
-    @property
     def config(self) -> FifoConfig:
         """Of a run. Raises VidloseError where the command line would."""
         return FifoConfig(prompt="", output="x.mp4", **self.options)
@@ -110,7 +109,7 @@ def check(row: Row, rows: Mapping[str, Row]) -> None:
     if unknown := row.options.keys() - names(FifoConfig):
         raise SystemExit(f"{row.name}: fifo has no {', '.join(sorted(unknown))}")
     try:
-        row.config  # noqa: B018
+        row.config()
     except VidloseError as error:
         raise SystemExit(f"{row.name}: {error}") from None
     if unknown := set(row.against) - rows.keys():

@@ -22,7 +22,6 @@ import argparse
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from typing import NamedTuple
 import torch
 
 from examples.builtin_model.quality import REAL as REAL_SEED
-from examples.builtin_model.quality import Frames, draw, frames_of, prompts
+from examples.builtin_model.quality import Frames, draw, frames_of, prompts, start
 from examples.long_video_study import report
 from examples.long_video_study.folder import Folder
 from examples.long_video_study.measure import Record, measure
@@ -104,7 +103,7 @@ def way(row: Row, opened: dict[str, VideoModel]) -> Way:
     """Raises VidloseError where the model does not hold the row's options."""
     if row.name == REAL:
         return Way()
-    config = row.config
+    config = row.config()
     own = ModelConfig(**{name: getattr(config, name) for name in names(ModelConfig)})
     model = opened[str(own)] = opened.get(str(own)) or checkpoints.load(own)
     settled = planned(config, model, torch.device("cpu"))[1]
@@ -158,7 +157,7 @@ class Children:
         """The exit code. Raises KeyboardInterrupt where it was interrupted, or others were."""
         if self.stopped:
             raise KeyboardInterrupt
-        one = start(words)
+        one = start(words, apart=True)  # a signal to all is passed on once, and not met twice
         self.running.add(one)
         if self.stopped:  # in between
             one.send_signal(signal.SIGINT)
@@ -168,13 +167,6 @@ class Children:
             self.stop()
             raise KeyboardInterrupt
         return code
-
-
-def start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """In a session of its own: a signal to all of this one's processes is passed on once, and not met twice."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "vidlose", "-q", *words], stdout=subprocess.DEVNULL, start_new_session=True
-    )
 
 
 def run(folder: Folder, tasks: Sequence[Task], lengths: Lengths, jobs: int, children: Children) -> None:

@@ -68,7 +68,7 @@ class CommandLine:
             return Path(self.value(words, "--resume").replace(".fifo.safetensors", ".mp4"))
         return Path(self.value(words, "-o"))
 
-    def __call__(self, words: tuple[str, ...]) -> "CommandLine":
+    def __call__(self, words: tuple[str, ...], apart: bool) -> "CommandLine":
         self.asked.append(words)
         return self
 

@@ -75,17 +75,13 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., list[str]]:
+def run(vidlose) -> Callable[..., list[str]]:
     """`run(*words, code=0)` in this process and in a folder of its own -> the lines on stderr."""
-    monkeypatch.chdir(tmp_path)
 
     def run(*words: str, code: int = 0) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        lines = capfd.readouterr().err.splitlines()
-        assert (end.value.code or 0) == code, lines
-        return lines
+        got, _, err = vidlose(*words)
+        assert got == code, err
+        return err.splitlines()
 
     return run
 

@@ -1,31 +1,20 @@
 """`vidlose tune`: what it remembers is what a run takes, and a run without it takes its own."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from vidlose.cli import main
 from vidlose.recipes import tune, tuned
 
 MODEL = ["-m", "random", "--width", "16", "--height", "16", "--partitions", "3", "--window-frames", "4"]
 RUN = ["fifo", *MODEL, "-p", "x", "--frames", "1", "--seed", "1", "-o", "x.mp4", "--overwrite"]
 
 
-@pytest.fixture
-def vidlose(monkeypatch, capfd, tmp_path):
-    """`vidlose(*words)` -> (exit code, stdout, stderr), with a cache of its own."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidlose", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code or 0, *capfd.readouterr()
-
-    return run
 
 
 @pytest.mark.slow
