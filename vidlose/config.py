@@ -70,7 +70,7 @@ class SampleConfig(ModelConfig):
     None is as the model was trained. motion_scale: a factor on the logits of attention between frames."""
 
     prompt: str | None = None
-    negative: str = ""
+    negative: str | None = None
     output: str | None = None
     image: str | None = None
     start: str | None = None

@@ -6,7 +6,8 @@ Clips are made by the command line itself, into the folder; those that are there
 one model and one way. Every prompt says all six attributes; prompts 30 N to 30 N + 29 have each camera and each motion
 equally often. Beside each figure, the share that is right with its 95 % interval (Wilson's), stands what the recogniser
 makes of real clips of the same attributes, which went through the same encoder. The result goes to FOLDER/quality.json,
-with a contact sheet beside it. Long videos are measured by examples/long_video_study.
+with a contact sheet of the first clips beside it, and a GIF in which they move. Long videos are measured by
+examples/long_video_study.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from vidlose.world.recogniser import recognise
 Frames = NDArray[np.uint8]
 Scores = dict[str, float]
 PROMPTS_SEED, REAL = 10**6, 10**6 + 1  # worlds that no training has seen
-FRAMES, ON_SHEET = 16, 24
+FRAMES, FPS, ON_SHEET, ON_WALL, IN_A_ROW = 16, 8, 12, 8, 4
 OF_ONE_CLIP = {"prompt", "seed", "output", "overwrite"}  # what the cards of one model and way may differ in
 
 
@@ -53,7 +54,7 @@ def draw(video: Path, number: int, asked: scene.Attributes, frames: int, size: i
     if not video.exists():
         video.parent.mkdir(parents=True, exist_ok=True)
         drawn, _ = scene.clip(REAL, number, frames, size=size, given=asked)
-        with Encoder(video, "mp4", width=size, height=size, fps=8) as out:
+        with Encoder(video, "mp4", width=size, height=size, fps=FPS) as out:
             for frame in drawn:
                 out.write(frame)
     return frames_of(video)
@@ -128,12 +129,23 @@ def score(folder: Path, asked: Mapping[int, tuple[str, scene.Attributes]]) -> di
     if made.keys() != asked.keys() or any(way != ways[0] for way in ways):
         raise SystemExit(f"{folder}: these clips are of several models, ways or lists of prompts; give another FOLDER")
     write_sheet(folder / "sheet.png", [(asked[i][0], made[i]) for i in sorted(made)[:ON_SHEET]])
+    hang(folder / "wall.gif", [made[i] for i in sorted(made)])
     real = {i: draw(folder / "real" / f"{i}.mp4", i, shown, FRAMES) for i, (_, shown) in asked.items()}
     found = {"way": ways[0]}
     for name, clips in (("made", made), ("real", real)):
         scores = [right(clips[i], shown) for i, (_, shown) in asked.items()]
         found[name] = {key: share([one[key] for one in scores]) for key in scores[0]}
     return found
+
+
+def hang(picture: Path, clips: Sequence[Frames]) -> None:
+    """The first of them side by side, in rows; what does not fill a row is left out."""
+    shown = min(len(clips), ON_WALL)
+    whole = shown // IN_A_ROW * IN_A_ROW or shown
+    wall = np.concatenate([np.concatenate(clips[i : i + IN_A_ROW], 2) for i in range(0, whole, IN_A_ROW)], 1)
+    with Encoder(picture, "gif", width=wall.shape[2], height=wall.shape[1], fps=FPS) as out:
+        for frame in wall:
+            out.write(frame)
 
 
 def share(scores: Sequence[float]) -> list[float]:

@@ -1,5 +1,8 @@
 """The model that comes with the package: what it is, and that it does what it is asked."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +45,19 @@ def test_it_shows_what_it_is_asked_for(model, prompt):
     noise = SeededNoise(1, CPU)
     with torch.no_grad():
         x = noise(1, 4, usual.frames, 16, 16)
-        latents = sampler.clip(sampler.bind(model.condition(prompt, "", usual.fps_condition)), x, noise)[0]
+        latents = sampler.clip(sampler.bind(model.condition(prompt, usual.negative, usual.fps_condition)), x, noise)[0]
         frames = to_uint8(model.vae.decode(latents.transpose(0, 1))).numpy()
     asked, found = captions.parse(prompt).attributes, recognise(frames).attributes
     assert (found.sky, found.land, found.colour) == (asked.sky, asked.land, asked.colour)
     if asked.camera != "still":
         assert np.abs(np.diff(frames.astype(float), axis=0)).mean() > 1
+
+
+def test_it_moves_away_from_standing_still(latents, vidlose):
+    """By default; what else is said counts, and nothing may be said as well."""
+    words = ("-p", "a red ball, pan left", "--seed", "1", "--steps", "2", "--frames", "2")
+    usual = latents("generate", *words)
+    assert latents("generate", *words, "-n", builtin.DEFAULTS.negative).equal(usual)
+    assert not latents("generate", *words, "-n", "").equal(usual)
+    assert vidlose("generate", *words, "-o", "x.gif")[0] == 0
+    assert json.loads(Path("x.json").read_text())["config"]["negative"] == builtin.DEFAULTS.negative != ""

@@ -14,6 +14,7 @@ from examples.builtin_model import quality
 from vidlose import cli
 from vidlose.cli.console import Console
 from vidlose.config import FinetuneConfig
+from vidlose.io.video import read_frames
 from vidlose.recipes import finetune as recipe
 from vidlose.world import scene
 from vidlose.world.captions import parse
@@ -90,6 +91,7 @@ def test_quality_of_clips(monkeypatch, tmp_path):
     generate.wrong = {i for i, (_, shown) in quality.prompts(6, 3).items() if shown.camera != "still"}
     found = run("--prompts", "4", "--first", "3", "--jobs", "2", "--", "--steps", "9")
     assert sorted(generate.made) == [3, 4, 5, 6] and found["way"]["sha256"] == "a"
+    assert [frame.shape for frame in read_frames(tmp_path / "out" / "wall.gif")] == [(128, 4 * 128, 3)] * 16
     assert found["real"]["camera"][0] == 1
     share, low, high = found["made"]["camera"]
     assert share == 1 - len(generate.wrong & {3, 4, 5, 6}) / 4 and low < share < high

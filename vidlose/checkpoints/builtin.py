@@ -27,7 +27,9 @@ TEXT = TextConfig(
     length=32,
     words=VOCABULARY,
 )
-DEFAULTS = Defaults(width=128, height=128, steps=25, guidance=3.0, partitions=2, fifo_guidance=2.0)
+STILL = "a still camera"
+"""What it does of itself when no words tell it: pans asked for are too slow, or stop, unless guidance leads away."""
+DEFAULTS = Defaults(width=128, height=128, steps=25, guidance=3.0, negative=STILL, partitions=2, fifo_guidance=2.0)
 
 
 def load(config: ModelConfig) -> VideoModel:

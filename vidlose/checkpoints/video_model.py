@@ -26,13 +26,14 @@ from vidlose.models.unet import UNet
 class Defaults:
     """What a family is sampled with when nobody says otherwise. fps is the video's; `fps_condition` what the
     network is told in a clip, `fifo_fps_condition` in an endless video, where the family reads it. first_alone: it has
-    learnt to go on from a frame."""
+    learnt to go on from a frame. negative: what guidance moves away from."""
 
     width: int
     height: int
     frames: int = 16
     steps: int = 25
     guidance: float = 7.5
+    negative: str = ""
     eta: float = 0.0
     partitions: int = 4
     fifo_guidance: float = 7.5

@@ -32,7 +32,7 @@ class Conditions:
 
     def of(self, prompt: str) -> Condition:
         """The condition of a prompt, with the picture as it is now; text alone where there is none yet."""
-        return self.model.condition(prompt, self.config.negative, self.settled.fps_condition, self.picture)
+        return self.model.condition(prompt, self.settled.negative, self.settled.fps_condition, self.picture)
 
     def _denoise(self, prompt: str) -> Denoise:
         return self.sampler.bind(self.of(prompt))

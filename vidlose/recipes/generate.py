@@ -140,7 +140,7 @@ def one(
     began = time.monotonic()
     noise = SeededNoise(settled.seed, model.device)
     image = None if config.image is None else runtime.read_image(config.image, settled)
-    denoise = sampler.bind(model.condition(config.prompt or "", config.negative, settled.fps_condition, image))
+    denoise = sampler.bind(model.condition(config.prompt or "", settled.negative, settled.fps_condition, image))
     latents = sample(sampler, denoise, model, settled, noise, given, report, signals, "steps").transpose(0, 1)
     steps = sampler.ladder.top - sampler.ladder.floor
     resolved = {**config.resolved(), **asdict(settled), "steps": steps}

@@ -129,6 +129,7 @@ class Settled:
     fps: float
     fps_condition: float
     guidance_scale: float
+    negative: str
     eta: float
     first_alone: bool
     seed: int
@@ -164,6 +165,7 @@ def settle(
         fps=config.fps or usual.fps,
         fps_condition=config.fps_condition or fps_condition,
         guidance_scale=guidance if config.guidance_scale is None else config.guidance_scale,
+        negative=usual.negative if config.negative is None else config.negative,
         eta=eta if config.eta is None else config.eta,
         first_alone=usual.first_alone if config.first_alone is None else config.first_alone,
         seed=seed(config.seed),

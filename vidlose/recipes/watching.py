@@ -164,7 +164,7 @@ class Showing:
         noise = SeededNoise(seed, model.device)
         width, height = model.latent_size(*self.window.size)
         x = noise(1, model.unet.family.latent_channels, self.window.frames, height, width)
-        condition = model.condition(prompt, "", self.fps_condition)
+        condition = model.condition(prompt, usual.negative, self.fps_condition)
         with torch.autocast(model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             latents = sampler.clip(sampler.bind(condition), x, noise)[0].transpose(0, 1)
         return to_uint8(model.vae.decode(latents))
