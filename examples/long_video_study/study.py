@@ -24,9 +24,9 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,7 +82,7 @@ def main() -> None:
     if len(sizes) > 1 or not all(SIDES[0] <= side <= SIDES[1] for size in sizes for side in size):
         raise SystemExit(f"rows are of {sizes}; they are compared at one size, with sides of {SIDES[0]} to {SIDES[1]}")
     for row, one in rows:
-        folder.settle(row.name, {"options": row.options, "frames": asked.frames, "model": one.model})
+        folder.settle(row.name, {"options": row.options, "frames": asked.frames} | asdict(one))
     width = max(sizes)[0] if sizes else UNIT
     texts = prompts(asked.prompts, asked.first).items()
     tasks = [Task(row, one.model, i, text, shown) for i, (text, shown) in texts for row, one in rows]
@@ -93,10 +93,15 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """How a row's videos are made, beside its options. model: its hash; size: width, height. None of real clips."""
+    """How a row's videos are made, beside its options. model: its hash; settled: what it decided by itself. None of
+    real clips."""
 
     model: str | None = None
-    size: tuple[int, int] | None = None
+    settled: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return (self.settled["width"], self.settled["height"]) if self.settled else None
 
 
 def way(row: Row, opened: dict[str, VideoModel]) -> Way:
@@ -106,8 +111,8 @@ def way(row: Row, opened: dict[str, VideoModel]) -> Way:
     config = row.config()
     own = ModelConfig(**{name: getattr(config, name) for name in names(ModelConfig)})
     model = opened[str(own)] = opened.get(str(own)) or checkpoints.load(own)
-    settled = planned(config, model, torch.device("cpu"))[1]
-    return Way(model.fingerprint(), (settled.width, settled.height))
+    settled = asdict(planned(config, model, torch.device("cpu"))[1])
+    return Way(model.fingerprint(), {name: value for name, value in settled.items() if name != "seed"})
 
 
 def arguments() -> argparse.Namespace:
