@@ -55,7 +55,9 @@ Config = Annotated[
     ),
 ]
 Prompt = Annotated[str | None, option("--prompt", "-p", help="What to draw.")]
-Negative = Annotated[str | None, option("--negative", "-n", help="What to move away from.", show_default=FAMILY)]
+Negative = Annotated[
+    str | None, option("--negative", "-n", help="What to move away from; '' is nothing.", show_default=FAMILY)
+]
 Output = Annotated[
     str | None,
     option(
