@@ -127,15 +127,36 @@ GROUPS = {
 }
 
 
+PLAIN: dict[tuple[str, ...], torch.Tensor] = {}
+
+
+@pytest.fixture
+def plain(latents):
+    """What is made without the option that is looked at: once for all."""
+
+    def made(*words: str) -> torch.Tensor:
+        if words not in PLAIN:
+            PLAIN[words] = latents(*words)
+        return PLAIN[words]
+
+    return made
+
+
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
-def test_fifo_options_change_the_latents(latents, request, name):
+def test_fifo_options_change_the_latents(latents, plain, request, name):
     if name in ("motion_module", "lora"):
         request.getfixturevalue("files")
     words = {**SAMPLING, **ONLY_FIFO}[name]
     prompt = [] if name in ("prompt", "prompt_schedule") else ["-p", "a red ball"]
-    plain, changed = latents(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
-    assert plain.shape != changed.shape or not torch.equal(plain, changed)
-    assert torch.equal(latents(*TINY_FIFO, "-p", "a red ball"), plain)  # what did not change repeats exactly
+    usual, changed = plain(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
+    assert usual.shape != changed.shape or not torch.equal(usual, changed)
+
+
+@pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
+def test_what_did_not_change_repeats_exactly(latents, command):
+    made = latents(*command, "-p", "a red ball")
+    assert not torch.equal(latents(*command, "-p", "a blue ball", "--dtype", "bf16"), made)
+    assert torch.equal(latents(*command, "-p", "a red ball"), made)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -151,13 +172,13 @@ def test_more_options_change_the_latents(latents, request, group):
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "steps"])
-def test_generate_options_change_the_latents(latents, request, name):
+def test_generate_options_change_the_latents(latents, plain, request, name):
     if name in ("motion_module", "lora"):
         request.getfixturevalue("files")
     words = {**SAMPLING, "steps": ["--steps", "4"]}[name]
     prompt = [] if name == "prompt" else ["-p", "a red ball"]
-    plain, changed = latents(*TINY_CLIP, "-p", "a red ball"), latents(*TINY_CLIP, *prompt, *words)
-    assert plain.shape != changed.shape or not torch.equal(plain, changed)
+    usual, changed = plain(*TINY_CLIP, "-p", "a red ball"), latents(*TINY_CLIP, *prompt, *words)
+    assert usual.shape != changed.shape or not torch.equal(usual, changed)
 
 
 @pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
