@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.analysis.synthetic import video
-from vidlose.io.video import Encoder
+from vidlose.io.video import write_video
 
 VIDEOS, FRAMES, SIZE = 32, 48, 128
 ARMS = {"fast": ((4, 7), (0.005, 0.015)), "flickering": ((0.3, 2), (0.015, 0.03))}  # pixels a frame; deviation
@@ -31,9 +31,7 @@ def main() -> None:
             (Path(folder) / arm).mkdir()
             for i in range(VIDEOS):
                 frames = video(i, rng.uniform(*speeds), rng.uniform(*strengths), frames=FRAMES, size=SIZE)
-                with Encoder(Path(folder) / arm / f"{i:02d}.mp4", "mp4", width=SIZE, height=SIZE, fps=8, crf=4) as out:
-                    for frame in frames:
-                        out.write(frame)
+                write_video(Path(folder) / arm / f"{i:02d}.mp4", frames, fps=8, crf=4)
         words = ["analyze-fft", "fast/", "--compare", "flickering/", "-o", str(output), "--overwrite"]
         subprocess.run([sys.executable, "-m", "vidlose", *words], cwd=folder, check=True)
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidlose.io.sheets import write_sheet
-from vidlose.io.video import Encoder, read_frames
+from vidlose.io.video import read_frames, write_video
 from vidlose.recipes.runtime import card_path
 from vidlose.world import captions, scene
 from vidlose.world.layers import UNIT
@@ -54,9 +54,7 @@ def draw(video: Path, number: int, asked: scene.Attributes, frames: int, size: i
     if not video.exists():
         video.parent.mkdir(parents=True, exist_ok=True)
         drawn, _ = scene.clip(REAL, number, frames, size=size, given=asked)
-        with Encoder(video, "mp4", width=size, height=size, fps=FPS) as out:
-            for frame in drawn:
-                out.write(frame)
+        write_video(video, drawn, fps=FPS)
     return frames_of(video)
 
 
@@ -143,9 +141,7 @@ def hang(picture: Path, clips: Sequence[Frames]) -> None:
     shown = min(len(clips), ON_WALL)
     whole = shown // IN_A_ROW * IN_A_ROW or shown
     wall = np.concatenate([np.concatenate(clips[i : i + IN_A_ROW], 2) for i in range(0, whole, IN_A_ROW)], 1)
-    with Encoder(picture, "gif", width=wall.shape[2], height=wall.shape[1], fps=FPS) as out:
-        for frame in wall:
-            out.write(frame)
+    write_video(picture, wall, fps=FPS)
 
 
 def share(scores: Sequence[float]) -> list[float]:

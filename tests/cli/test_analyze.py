@@ -25,7 +25,7 @@ from vidlose.analysis.flicker import FLOOR, FLOW_METRICS
 from vidlose.cli.console import Console
 from vidlose.config import AnalyzeConfig
 from vidlose.errors import InputError
-from vidlose.io.video import Encoder
+from vidlose.io.video import write_video
 from vidlose.recipes import analysis_report
 from vidlose.recipes.analysis_inputs import Video, peeked, probed, y4m
 from vidlose.recipes.analyze import Analysis, Measured, compare_sets
@@ -73,9 +73,7 @@ def folder(name: str, frames: np.ndarray, **card: object) -> str:
 
 def film(name: str, frames: np.ndarray, fps: float = 8) -> str:
     Path(name).parent.mkdir(exist_ok=True)
-    with Encoder(Path(name), "y4m", width=frames.shape[2], height=frames.shape[1], fps=fps) as out:
-        for frame in frames:
-            out.write(frame)
+    write_video(Path(name), frames, fps=fps, format="y4m")
     return name
 
 

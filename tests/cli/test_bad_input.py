@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.cli import main
-from vidlose.io.video import Encoder
+from vidlose.io.video import write_video
 from vidlose.models.unet import UNet
 
 SMALL = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5", "--frames", "3"]
@@ -617,9 +617,7 @@ def test_any_prompt_will_do(vidlose, tmp_path, command, prompt):
 
 def video(frames: int, size: int = 16) -> bytes:
     path = Path("made.y4m")
-    with Encoder(path, "y4m", width=size, height=size, fps=8) as out:
-        for _ in range(frames):
-            out.write(np.zeros((size, size, 3), np.uint8))
+    write_video(path, np.zeros((frames, size, size, 3), np.uint8), fps=8)
     made = path.read_bytes()
     path.unlink()
     return made

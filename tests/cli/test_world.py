@@ -102,16 +102,17 @@ def test_an_empty_folder_is_filled(vidlose):
 
 
 def test_a_failure_leaves_nothing(vidlose, monkeypatch):
-    encode = recipe.encode
+    drawn = recipe.drawn
 
-    def fail(config, seed, index, file):
-        if index == 2:
-            raise KeyboardInterrupt
-        encode(config, seed, index, file)
+    def fail(config, seed, index):
+        for i, frame in enumerate(drawn(config, seed, index)):
+            if (index, i) == (2, 1):
+                raise KeyboardInterrupt
+            yield frame
 
     assert vidlose(*SMALL, "--clips", "1")[0] == 0
     before = {name: Path("clips", name).read_bytes() for name in names()}
-    monkeypatch.setattr(recipe, "encode", fail)
+    monkeypatch.setattr(recipe, "drawn", fail)
     code, out, _ = vidlose(*SMALL, "--overwrite")
     assert (code, out) == (130, "")
     assert names(".") == ["clips"] and {name: Path("clips", name).read_bytes() for name in names()} == before

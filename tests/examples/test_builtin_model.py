@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.builtin_model import quality
@@ -78,6 +79,20 @@ class Generate:
 
     def wait(self) -> int:
         return 0
+
+
+@pytest.mark.parametrize(
+    ("clips", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (4, 1, 4), (7, 1, 4), (8, 2, 4), (9, 2, 4)]
+)
+def test_a_wall_has_whole_rows(tmp_path, clips, rows, columns):
+    """The i-th clip is of one grey, and hangs where it is read."""
+    greys = range(0, 20 * clips, 20)
+    quality.hang(tmp_path / "wall.gif", [np.full((2, 8, 8, 3), grey, np.uint8) for grey in greys])
+    frames = list(read_frames(tmp_path / "wall.gif"))
+    assert len(frames) == 2
+    for frame in frames:
+        assert frame[::8, ::8, 0].ravel().tolist() == pytest.approx(greys[: rows * columns], abs=2)
+        assert frame.shape == (8 * rows, 8 * columns, 3)
 
 
 def test_quality_of_clips(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from examples.long_video_study.rows import REAL, TABLE, Claim, Row, Rows, read
 from examples.long_video_study.summary import Summary
 from vidlose.cli import app
 from vidlose.errors import VidloseError
-from vidlose.io.video import Encoder
+from vidlose.io.video import write_video
 from vidlose.world import scene
 from vidlose.world.captions import parse
 
@@ -87,9 +87,7 @@ class CommandLine:
             frames = np.stack([np.roll(frames[0], way, 1) for way in (-3, 0, 3, 0) * (len(frames) // 4)])
         elif video.parent.name == "grey":
             frames = np.full_like(frames, 128)
-        with Encoder(video, "mp4", width=128, height=128, fps=8) as out:
-            for frame in frames:
-                out.write(frame)
+        write_video(video, frames, fps=8)
         card = {"seconds": 16.0, "frames": FRAMES, "frames_per_second": 2.0, "peak_gib": 0.5}
         if "--resume" in words:
             card["seconds"] = 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidlose.io.video import Encoder, Ffmpeg, format_of
+from vidlose.io.video import Ffmpeg, write_video
 
 Film = Callable[..., Path]
 
@@ -27,9 +27,7 @@ def film() -> Film:
     def make(
         path: Path, frames: int = 12, *, width: int = 48, height: int = 32, fps: float = 8, first: int = 0
     ) -> Path:
-        with Encoder(path, format_of(str(path), None), width=width, height=height, fps=fps) as out:
-            for i in range(first, first + frames):
-                out.write(_picture(i, width, height))
+        write_video(path, (_picture(i, width, height) for i in range(first, first + frames)), fps=fps)
         aged(path)
         return path
 

@@ -16,7 +16,7 @@ from vidlose.errors import InputError
 from vidlose.io import footage
 from vidlose.io.footage import Footage, Survey
 from vidlose.io.memo import Memo
-from vidlose.io.video import Encoder, read_frames
+from vidlose.io.video import read_frames, write_video
 
 SIZE = (48, 32)
 CODECS = {
@@ -108,8 +108,7 @@ def test_pictures_are_videos_of_one_frame(tmp_path: Path) -> None:
 def test_the_corner_of_a_crop(tmp_path: Path) -> None:
     picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, :, 0] = np.arange(96) * 2
-    with Encoder(tmp_path / "a.mkv", "mkv", width=96, height=32, fps=8, crf=1) as out:
-        out.write(picture)
+    write_video(tmp_path / "a.mkv", [picture], fps=8, crf=1)
     film = opened(tmp_path / "a.mkv")
     middle, left, right = (film.read([0], (32, 32), at)[0, :, :, 0] for at in (None, (0.0, 0.5), (0.999999, 0.5)))
     assert left.mean() == pytest.approx(31, abs=3)
@@ -170,10 +169,9 @@ def test_cuts_stand_out_from_what_is_around_them() -> None:
 
 
 def test_two_colours_are_two_shots(tmp_path: Path) -> None:
-    with Encoder(tmp_path / "a.mp4", "mp4", width=64, height=64, fps=8) as out:
-        for frame in range(20):
-            # Equally bright, and moving a little.
-            out.write(np.full((64, 64, 3), (200 - frame, 60, 60) if frame < 7 else (60, 130 + frame, 60), np.uint8))
+    # Equally bright, and moving a little.
+    colours = [(200 - frame, 60, 60) if frame < 7 else (60, 130 + frame, 60) for frame in range(20)]
+    write_video(tmp_path / "a.mp4", [np.full((64, 64, 3), colour, np.uint8) for colour in colours], fps=8)
     assert opened(tmp_path / "a.mp4", 10).shots == ((0, 7), (7, 20))
 
 

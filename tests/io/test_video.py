@@ -17,7 +17,7 @@ from PIL import Image
 
 import vidlose
 from vidlose.errors import EncoderError, InputError
-from vidlose.io.video import FORMATS, Encoder, Ffmpeg, FrameFolder, count_frames, format_of, read_frames
+from vidlose.io.video import FORMATS, Encoder, Ffmpeg, FrameFolder, count_frames, format_of, read_frames, write_video
 
 FPS = 8
 WIDTH, HEIGHT = 48, 32
@@ -108,9 +108,7 @@ def test_every_format_keeps_the_frames(tmp_path: Path, name: str) -> None:
 def test_flat_colours_come_back(tmp_path: Path, suffix: str) -> None:
     colours = [(200, 30, 60), (20, 180, 40), (10, 40, 220), (255, 255, 255), (0, 0, 0)]
     target = tmp_path / f"flat{suffix}"
-    with Encoder(target, format_of(str(target), None), width=64, height=64, fps=FPS) as out:
-        for colour in colours:
-            out.write(np.full((64, 64, 3), colour, np.uint8))
+    write_video(target, (np.full((64, 64, 3), colour, np.uint8) for colour in colours), fps=FPS)
     for got, colour in zip(read_frames(target), colours, strict=True):
         assert np.abs(got.astype(int) - colour).max() <= 4
 
@@ -118,9 +116,7 @@ def test_flat_colours_come_back(tmp_path: Path, suffix: str) -> None:
 def test_still_frames_are_all_kept(tmp_path: Path) -> None:
     for suffix in (".gif", ".mp4"):
         target = tmp_path / f"still{suffix}"
-        with Encoder(target, suffix[1:], width=WIDTH, height=HEIGHT, fps=60) as out:
-            for _ in range(20):
-                out.write(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+        write_video(target, np.full((20, HEIGHT, WIDTH, 3), 90, np.uint8), fps=60)
         assert count_frames(target) == 20
 
 
@@ -134,9 +130,7 @@ def test_the_same_frames_are_the_same_bytes(tmp_path: Path, name: str) -> None:
 
 def test_video_is_tagged_yuv420p_with_exact_rate_and_size(tmp_path: Path) -> None:
     target = tmp_path / "a.mp4"
-    with Encoder(target, "mp4", width=50, height=34, fps=30000 / 1001) as out:
-        for frame in clip(3, 50, 34):
-            out.write(frame)
+    write_video(target, clip(3, 50, 34), fps=30000 / 1001)
     header = told_by_ffmpeg("-i", target, "-c", "copy", "-f", "framecrc", "pipe:1")
     assert "dimensions 0: 50x34" in header and "#tb 0: 1/30000" in header and " 1001, " in header
     assert "yuv420p(tv, bt709" in described(target) and "29.97 fps" in described(target)
@@ -167,9 +161,7 @@ def test_crf_is_heard(tmp_path: Path) -> None:
         sizes = []
         for crf in (5, 50):
             target = tmp_path / f"{crf}{suffix}"
-            with Encoder(target, suffix[1:], width=WIDTH, height=HEIGHT, fps=FPS, crf=crf) as out:
-                for frame in noise:
-                    out.write(frame)
+            write_video(target, noise, fps=FPS, crf=crf)
             sizes.append(target.stat().st_size)
         assert sizes[0] > 2 * sizes[1]
 
@@ -196,6 +188,12 @@ def test_odd_size_stays_where_the_format_takes_it(tmp_path: Path, name: str) -> 
         assert target.stat().st_size == 3 * 47 * 31 * 3
     else:
         assert [frame.shape for frame in read_frames(target)] == [(31, 47, 3)] * 3
+
+
+def test_a_video_of_no_frames(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no frames"):
+        write_video(tmp_path / "a.mp4", [], fps=FPS)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_frame_that_is_not_a_view_of_whole_memory(tmp_path: Path) -> None:

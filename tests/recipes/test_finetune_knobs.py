@@ -25,7 +25,7 @@ from vidlose.checkpoints import keymap, random
 from vidlose.checkpoints.animatediff import motion_table
 from vidlose.config import FinetuneConfig, StabilityConfig, WorldConfig
 from vidlose.errors import VidloseError
-from vidlose.io.video import Encoder, read_frames
+from vidlose.io.video import read_frames, write_video
 from vidlose.parallel import Processes
 from vidlose.recipes import exports, training_run, watching
 from vidlose.recipes.runtime import Signals, Silence
@@ -212,10 +212,9 @@ def here(tmp_path_factory: pytest.TempPathFactory):
     Path("table.csv").write_text("file,caption\n000000.mp4,x\n")
     Path("cut").mkdir()
     Path("cut/film.txt").write_text("two scenes")
-    with Encoder(Path("cut/film.mp4"), "mp4", width=48, height=48, fps=8) as film:
-        for name in ("000000", "000001"):
-            for frame in read_frames(f"clips/{name}.mp4"):
-                film.write(np.clip(frame.astype(int) + 90 * (name == "000001"), 0, 255).astype(np.uint8))
+    scenes = [np.stack(list(read_frames(f"clips/{name}.mp4"))) for name in ("000000", "000001")]
+    brighter = scenes[1] + np.minimum(90, 255 - scenes[1])
+    write_video(Path("cut/film.mp4"), np.concatenate([scenes[0], brighter]), fps=8)
     for path in Path().rglob("*.*"):
         os.utime(path, (0, 0))
     unet = random.load("animatediff-v1").unet

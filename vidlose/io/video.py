@@ -5,11 +5,11 @@ import re
 import select
 import shutil
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
 from typing import Protocol, Self, cast
@@ -242,6 +242,21 @@ class Encoder(Sink):
         self._ffmpeg.wait()
         self.abort()
         return EncoderError(f"ffmpeg could not write {self._target or 'to stdout'}: {self._ffmpeg.reason()}")
+
+
+def write_video(target: Path, frames: Iterable[Frame], *, fps: float, format: str | None = None, crf: int = 18) -> None:
+    """A whole video of frames [H W 3] of one size, of the format that the file's suffix names, or of another.
+
+    ValueError without frames; EncoderError.
+    """
+    rest = iter(frames)
+    if (first := next(rest, None)) is None:
+        raise ValueError(f"{target}: a video of no frames")
+    height, width, _ = first.shape
+    kind = format or format_of(str(target), None)
+    with Encoder(target, kind, width=width, height=height, fps=fps, crf=crf) as out:
+        for frame in chain([first], rest):
+            out.write(frame)
 
 
 class FrameFolder(Sink):

@@ -19,7 +19,7 @@ from vidlose.diffusion.sampling import Sampler, SeededNoise
 from vidlose.errors import InputError
 from vidlose.io.files import disk_errors, part_of, publish, write_atomic
 from vidlose.io.sheets import write_sheet
-from vidlose.io.video import Encoder
+from vidlose.io.video import write_video
 from vidlose.models.autoencoder import to_uint8
 from vidlose.recipes.training_data import Window
 
@@ -146,12 +146,7 @@ class Showing:
         videos = [(prompt, self._one(prompt, seed)) for seed, prompt in enumerate(self.prompts)]
         folder.mkdir(exist_ok=True)
         for i, (_, frames) in enumerate(videos):
-            path = folder / f"{step:06d}-{i}.mp4"
-            part = part_of(path)
-            with Encoder(part, "mp4", width=frames.shape[2], height=frames.shape[1], fps=self.fps) as video:
-                for frame in frames.numpy():
-                    video.write(frame)
-            publish(part, path)
+            write_video(folder / f"{step:06d}-{i}.mp4", frames.numpy(), fps=self.fps)
         sheet = folder / f"{step:06d}.png"
         write_sheet(sheet, [(prompt, frames.numpy()) for prompt, frames in videos])
         return sheet

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from vidlose.config import WorldConfig
 from vidlose.errors import InputError
 from vidlose.io.files import disk_errors, part_of, publish
 from vidlose.io.segments import check_parent
-from vidlose.io.video import FORMATS, Encoder, padding_notice
+from vidlose.io.video import FORMATS, Frame, padding_notice, write_video
 from vidlose.world import captions, scene
 
 if TYPE_CHECKING:  # it stands beside torch, which nothing here needs
@@ -87,7 +88,7 @@ def write(config: WorldConfig, seed: int, folder: Path, report: "Reporter") -> N
             name = f"{index:06d}.mp4"
             truth = scene.truth(scene.attributes(seed, index), seed, index, config.frames, 0, config.size)
             caption = captions.caption(truth.attributes, random.Random(f"{seed} {index}"))
-            encode(config, seed, index, folder / name)
+            write_video(folder / name, drawn(config, seed, index), fps=config.fps)
             (folder / name).with_suffix(".txt").write_text(caption + "\n")
             fact = {"file": name, "caption": caption, "seed": seed, "index": index, **asdict(truth)}
             lines.write(json.dumps(fact) + "\n")
@@ -95,10 +96,8 @@ def write(config: WorldConfig, seed: int, folder: Path, report: "Reporter") -> N
             report.progress("clips", index + 1, config.clips)
 
 
-def encode(config: WorldConfig, seed: int, index: int, file: Path) -> None:
-    """One clip, drawn a few frames at a time."""
-    with Encoder(file, "mp4", width=config.size, height=config.size, fps=config.fps) as video:
-        for start in range(0, config.frames, scene.CHUNK):
-            frames, _ = scene.clip(seed, index, min(scene.CHUNK, config.frames - start), start, config.size)
-            for frame in frames:
-                video.write(frame)
+def drawn(config: WorldConfig, seed: int, index: int) -> Iterator[Frame]:
+    """The frames of one clip, drawn a few at a time."""
+    for start in range(0, config.frames, scene.CHUNK):
+        frames, _ = scene.clip(seed, index, min(scene.CHUNK, config.frames - start), start, config.size)
+        yield from frames
