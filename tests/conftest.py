@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.networks import WholeClips
+from tests.networks import SHALLOW, WholeClips
 from vidlose import cli
+from vidlose.checkpoints import random
 from vidlose.checkpoints.video_model import VideoModel
 from vidlose.diffusion.denoiser import Condition
 from vidlose.diffusion.sampling import Sampler
@@ -115,6 +118,20 @@ def trajectories(golden: Callable[[str], SimpleNamespace]) -> Callable[..., dict
 @pytest.fixture
 def stub() -> Stub:
     return Stub()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once():
+    """Not for every call, as typer does, in which no more of it is needed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Random networks of two levels, where many runs are made."""
+    monkeypatch.setattr(random, "NETWORKS", SHALLOW)
 
 
 @pytest.fixture

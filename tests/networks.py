@@ -1,8 +1,24 @@
-"""Networks that see whole clips only, behind the door that `models.unet.UNet` has."""
+"""Networks that see whole clips only, behind the door that `models.unet.UNet` has; and random ones of two levels.
+
+    python -m tests.networks WORDS...
+
+is the command line with the latter, for tests that start it as a process and compare.
+"""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 from torch import Tensor
+
+from vidlose.checkpoints import random
+from vidlose.cli import main
+from vidlose.models.unet import Family
+
+WHOLE = ("builtin", "animatediff-v1")  # these stay, for what is about files, which have all their levels
+SHALLOW: dict[str, Family] = {
+    name: network if name in WHOLE else replace(network, channels=network.channels[:2])
+    for name, network in random.NETWORKS.items()
+}
 
 
 class WholeClips(ABC):
@@ -25,3 +41,8 @@ class WholeClips(ABC):
             return out
         out = out.unflatten(0, (branches, -1)).transpose(2, 3).flatten(1, 2)  # [branches (R F) C h w]
         return out[:, keep].transpose(1, 2)
+
+
+if __name__ == "__main__":
+    random.NETWORKS = SHALLOW
+    main()

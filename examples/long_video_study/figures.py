@@ -19,6 +19,7 @@ Value = float | None
 Array = NDArray[np.float64]
 Figure = Callable[[Record, Record], Value]
 ENDS = 56  # frames that are early, and late
+MOVES = 0.5  # pixels a frame: slow pans have more, still cameras less
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,14 @@ def beside(of: Callable[[Record], Value], floor: float) -> Figure:
 
 
 def motion(record: Record, real: Record) -> Value:
-    """Late flow; where one of the two cannot be followed, the speed of the land of both."""
+    """Late flow; where one of the two cannot be followed, the speed of the land of both. None where the real clip
+    hardly has any: beside that, what wobbles would be many times too fast."""
+
+    def moves(one: Record) -> Value:
+        return abs(speed(one)) if lost else lately(one, "flow")
+
     lost = None in (lately(record, "flow"), lately(real, "flow"))
-    return beside(lambda one: abs(speed(one)) if lost else lately(one, "flow"), FLOORS["flow"])(record, real)
+    return beside(moves, FLOORS["flow"])(record, real) if (moves(real) or 0.0) >= MOVES else None
 
 
 def sharp(record: Record, _: Record) -> Value:

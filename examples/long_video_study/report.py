@@ -24,7 +24,7 @@ Early are the first 56 frames, late the last 56. The columns are means over prom
 * sharp: detail (mean difference of neighbouring pixels), late by early, a geometric mean
 * detail: late detail, by that of the real clip of the same prompt, a geometric mean
 * motion: late flow, likewise, or the land's speed where one of the two cannot be followed; 0 is still, but what
-  trembles has some, too
+  trembles has some, too; of prompts whose real clip moves by half a pixel a frame at least
 * camera: late speed of the near hills by that asked, where they should move; 0 is still, or trembling
 * acting: share of late windows in which the object does as asked, by that of the real clip, 1 at most
 * speed: how far the late near hills are off the speed that was asked, pixels a frame; 0 is right

@@ -37,6 +37,7 @@ from vidlose.models.unet import UNet
 from vidlose.recipes import fifo_state, runtime
 from vidlose.recipes.fifo import guidances, resolve
 
+pytestmark = pytest.mark.usefixtures("shallow")
 COMMANDS = typer.main.get_command(cli.app).commands
 TINY = ["-m", "random", "--width", "16", "--height", "16", "--seed", "5"]
 TINY_FIFO = ["fifo", *TINY, "--frames", "3", "--partitions", "2", "--window-frames", "4", "-g", "3"]
@@ -44,17 +45,21 @@ TINY_CLIP = ["generate", *TINY, "--frames", "3", "--steps", "3"]
 
 
 @pytest.fixture
-def files(vidlose, tmp_path):
-    """A motion module for the random model, a LoRA of it, and a picture."""
+def photo(tmp_path):
     from PIL import Image
 
-    unet = random.load().unet
+    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def weights(vidlose, tmp_path):
+    """A motion module for the whole random model, and a LoRA of it."""
+    unet = random.load("animatediff-v1").unet
     base = {name: x.contiguous() for name, x in keymap.export(unet, motion_table(unet)).items()}
     for name, factor in (("base", 1.0), ("motion", 1.1)):
         save_file({key: factor * x for key, x in base.items()}, tmp_path / f"{name}.safetensors", {"motion_heads": "4"})
     words = ["--base", "base.safetensors", "--to", "lora", "--rank", "4", "-o", "lora.safetensors"]
     assert vidlose("convert", "motion.safetensors", *words)[0] == 0
-    Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "photo.png")
 
 
 # Options that change the latents, each with words that differ from the default.
@@ -62,8 +67,6 @@ SAMPLING = {
     "prompt": ["-p", "a blue box"],
     "negative": ["-n", "blurry"],
     "model": ["-m", "random:videocrafter2"],
-    "motion_module": ["--motion-module", "motion.safetensors"],
-    "lora": ["--lora", "lora.safetensors:0.5"],
     "width": ["--width", "24"],
     "height": ["--height", "24"],
     "guidance_scale": ["-g", "4"],
@@ -72,6 +75,10 @@ SAMPLING = {
     "seed": ["--seed", "6"],
     "dtype": ["--dtype", "bf16"],
     "frames": ["--frames", "2"],
+}
+WEIGHTS = {
+    "motion_module": ["--motion-module", "motion.safetensors"],
+    "lora": ["--lora", "lora.safetensors:0.5"],
 }
 ONLY_FIFO = {
     "partitions": ["--partitions", "3"],
@@ -123,7 +130,7 @@ GROUPS = {
         ["-m", "random:videocrafter-i2v", "--image", "photo.png", "--warmup", "0"],
         {"seed_frame": ["--seed-frame"], "reseed_every": ["--reseed-every", "1"]},
     ),
-    "deep": (["--reuse-deep", "2"], {"reuse_depth": ["--reuse-depth", "2"]}),
+    "deep": (["-m", "random:builtin", "--reuse-deep", "2"], {"reuse_depth": ["--reuse-depth", "2"]}),
 }
 
 
@@ -143,13 +150,19 @@ def plain(latents):
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, *ONLY_FIFO])
-def test_fifo_options_change_the_latents(latents, plain, request, name):
-    if name in ("motion_module", "lora"):
-        request.getfixturevalue("files")
+def test_fifo_options_change_the_latents(latents, plain, name):
     words = {**SAMPLING, **ONLY_FIFO}[name]
     prompt = [] if name in ("prompt", "prompt_schedule") else ["-p", "a red ball"]
     usual, changed = plain(*TINY_FIFO, "-p", "a red ball"), latents(*TINY_FIFO, *prompt, *words)
     assert usual.shape != changed.shape or not torch.equal(usual, changed)
+
+
+@pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
+def test_files_of_weights_change_the_latents(latents, weights, command):
+    words = [*command, "-p", "a red ball", "-m", "random:animatediff-v1"]
+    usual = latents(*words)
+    for more in WEIGHTS.values():
+        assert not torch.equal(latents(*words, *more), usual)
 
 
 @pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
@@ -162,7 +175,7 @@ def test_what_did_not_change_repeats_exactly(latents, command):
 @pytest.mark.parametrize("group", GROUPS)
 def test_more_options_change_the_latents(latents, request, group):
     if group == "picture":
-        request.getfixturevalue("files")
+        request.getfixturevalue("photo")
     common, options = GROUPS[group]
     words = [*TINY_FIFO, *common, "-p", "a red ball"]
     plain = latents(*words)
@@ -172,9 +185,7 @@ def test_more_options_change_the_latents(latents, request, group):
 
 
 @pytest.mark.parametrize("name", [*SAMPLING, "steps"])
-def test_generate_options_change_the_latents(latents, plain, request, name):
-    if name in ("motion_module", "lora"):
-        request.getfixturevalue("files")
+def test_generate_options_change_the_latents(latents, plain, name):
     words = {**SAMPLING, "steps": ["--steps", "4"]}[name]
     prompt = [] if name == "prompt" else ["-p", "a red ball"]
     usual, changed = plain(*TINY_CLIP, "-p", "a red ball"), latents(*TINY_CLIP, *prompt, *words)
@@ -182,7 +193,7 @@ def test_generate_options_change_the_latents(latents, plain, request, name):
 
 
 @pytest.mark.parametrize("command", [TINY_FIFO, TINY_CLIP])
-def test_a_picture_is_for_models_that_read_one(vidlose, latents, files, tmp_path, command):
+def test_a_picture_is_for_models_that_read_one(vidlose, latents, photo, tmp_path, command):
     from PIL import Image
 
     Image.new("RGB", (20, 20), (20, 30, 230)).save(tmp_path / "other.png")
@@ -421,7 +432,7 @@ def test_every_config_field_is_covered():
         "metadata",
     }
     shared = {field.name for field in fields(SampleConfig)}
-    assert shared == (SAMPLING.keys() - {"frames"}) | elsewhere
+    assert shared == (SAMPLING.keys() - {"frames"}) | WEIGHTS.keys() | elsewhere
     fifo = {field.name for field in fields(FifoConfig)} - shared
     grouped = {name for _, options in GROUPS.values() for name in options}
     assert fifo == ONLY_FIFO.keys() | grouped | {

@@ -295,6 +295,19 @@ def test_what_the_best_should_do():
     assert summary.line(few, {"reference": reference})["holds"] == "t"
 
 
+def test_wobble_is_no_motion_where_nothing_should_move():
+    wobbling, still, lost = video(1.0, 0.0, 0.4), video(1.0, 0.0, 0.01), video(1.0, 0.0, 0.4)
+    for block in lost["blocks"]:
+        block["flow"] = None
+    assert figures.motion(wobbling, still) is None
+    assert figures.motion(wobbling, video(1.0, 0.0, 0.8)) == pytest.approx(0.5, abs=0.01)
+    assert figures.motion(lost, video(1.0, 0.0, 0.8, near=4.0)) == pytest.approx(0.5, abs=0.01)  # of the land's speed
+    assert figures.motion(lost, video(1.0, 0.0, 0.8, near=0.1)) is None
+    made = {0: wobbling, 1: video(1.0, 0.0, 0.8)}
+    both = Summary(Row("x", "g", (), {}), made, {0: still, 1: video(1.0, 0.0, 1.0)})
+    assert both.figures["motion"] == pytest.approx(0.8, abs=0.01)
+
+
 def test_what_was_lost_in_one_video_does_not_count_in_the_other():
     """Nor does the same row win by losing its worst blocks."""
     rough = of("rough", lost=3)

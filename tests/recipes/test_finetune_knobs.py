@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints import assembly
+from tests.networks import SHALLOW
 from vidlose.checkpoints import keymap, random
 from vidlose.checkpoints.animatediff import motion_table
 from vidlose.config import FinetuneConfig, StabilityConfig, WorldConfig
@@ -190,11 +191,10 @@ DECIDED: dict[str, Any] = {  # of the guards
 
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory: pytest.TempPathFactory):
-    """A folder with everything that the values above name; one thread."""
+    """A folder with everything that the values above name; one thread; networks of two levels."""
     folder = tmp_path_factory.mktemp("knobs")
     patch = pytest.MonkeyPatch()
-    for name in ("animatediff-v2", "animatediff-v3"):  # there are many runs to make: two levels will do
-        patch.setitem(random.NETWORKS, name, replace(random.NETWORKS[name], channels=(32, 64)))
+    patch.setattr(random, "NETWORKS", SHALLOW)
     patch.setattr(training_run, "HELD_AT", (500,))
     patch.setattr(training_run, "draw_curves", lambda rows, path: None)
     patch.setattr(watching.Showing, "_one", lambda *_: torch.zeros(2, 16, 16, 3, dtype=torch.uint8))

@@ -64,8 +64,8 @@ class Crash(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bits are promised for the same threads only; the processes of this file have one, too."""
+def one_thread(shallow: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bits are promised for the same threads only; the processes of this file have one, too, and the same networks."""
     for key in [key for key in os.environ if key.startswith("VIDLOSE_")]:
         monkeypatch.delenv(key)
     before = torch.get_num_threads()
@@ -175,7 +175,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., np.ndarr
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """A process of its own that reports events on stderr."""
     return subprocess.Popen(
-        [sys.executable, "-m", "vidlose", *words, "--json"],
+        [sys.executable, "-m", "tests.networks", *words, "--json"],
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,

@@ -29,10 +29,8 @@ AT = (150, 450, 750)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(shallow):
     """One thread, and networks of two levels: there are many steps to take."""
-    for family in ("animatediff-v2", "videocrafter2"):
-        monkeypatch.setitem(random.NETWORKS, family, replace(random.NETWORKS[family], channels=(32, 64)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
