@@ -95,12 +95,12 @@ def speed(record: Record) -> float:
     return float(np.mean([one["near"] or 0.0 for one in late_of(record, "windows")]))
 
 
-def beside(of: Callable[[Record], Value], floor: float) -> Figure:
-    """Its ratio to that of the real clip, once `floor` is added to both."""
+def beside(of: Callable[[Record], Value], floor: float, least: float = 0.0) -> Figure:
+    """Its ratio to that of the real clip, once `floor` is added to both; None where that has less than `least`."""
 
     def ratio(record: Record, real: Record) -> Value:
         usual = of(real)
-        return None if usual is None else ((of(record) or 0.0) + floor) / (usual + floor)
+        return None if usual is None or usual < least else ((of(record) or 0.0) + floor) / (usual + floor)
 
     return ratio
 
@@ -108,12 +108,8 @@ def beside(of: Callable[[Record], Value], floor: float) -> Figure:
 def motion(record: Record, real: Record) -> Value:
     """Late flow; where one of the two cannot be followed, the speed of the land of both. None where the real clip
     hardly has any: beside that, what wobbles would be many times too fast."""
-
-    def moves(one: Record) -> Value:
-        return abs(speed(one)) if lost else lately(one, "flow")
-
     lost = None in (lately(record, "flow"), lately(real, "flow"))
-    return beside(moves, FLOORS["flow"])(record, real) if (moves(real) or 0.0) >= MOVES else None
+    return beside(lambda one: abs(speed(one)) if lost else lately(one, "flow"), FLOORS["flow"], MOVES)(record, real)
 
 
 def sharp(record: Record, _: Record) -> Value:
