@@ -224,6 +224,7 @@ def test_kill_9_of_a_pipe(spawn, run, tmp_path):
     assert count_frames(tmp_path / "rest.mp4") in (50 - 32, 50 - 48)  # from the last state before
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_file(spawn, tmp_path):
     """Both processes, after 40 frames: the closed segments hold 32, as states come with frames 16, 32, 48."""
     process = spawn(*SMALL, "--frames", "100", "-o", "out.mp4", "--json", cwd=tmp_path)
