@@ -3,7 +3,7 @@
 import torch
 
 from vidlose.training.draws import draw, generator
-from vidlose.training.levels import shared
+from vidlose.training.levels import diagonal, shared
 
 SHAPE = (4, 8, 2, 3)
 
@@ -29,3 +29,10 @@ def test_noise_is_standard_and_the_offset_is_shared_by_pixels():
     shift = draw(0, [0], SHAPE, shared(), 1000, 2.0).noise - draw(0, [0], SHAPE, shared(), 1000).noise
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std() > 0.5
+
+
+def test_runs_of_other_levels_have_the_same_noise():
+    """So that what they lose can be compared."""
+    one, other = (draw(7, [0, 1], SHAPE, levels, 1000, 0.1) for levels in (shared(), diagonal(2)))
+    assert torch.equal(one.noise, other.noise) and torch.equal(one.posterior, other.posterior)
+    assert not torch.equal(one.timestep, other.timestep)

@@ -46,7 +46,7 @@ def _one(
     source: Generator, shape: tuple[int, int, int, int], levels: Levels, timesteps: int, offset: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     numbers = torch.rand(2, generator=source)
-    timestep = levels(source, shape[1], timesteps)
     noise, posterior = torch.randn(2, *shape, generator=source)
     shift = torch.randn(*shape[:2], 1, 1, generator=source)
+    timestep = levels(source, shape[1], timesteps)  # the last: runs of other levels have the same noise
     return noise + offset * shift, posterior, timestep, numbers
