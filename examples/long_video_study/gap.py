@@ -2,9 +2,9 @@
 
     python -m examples.long_video_study.gap OUT [--clips 16] [--model MODEL] [--motion-modules NAME=FILE ...]
 
-The middle frame of a window is at one timestep, those around it at timesteps that rise evenly, over a spread of
-1000 / n where a queue has n partitions; and once more, with the same clips and noise, all at that of the middle one. Of
-the noise that is then said to be in the middle frame, OUT/gap.csv holds
+One frame of a window is at a timestep, the middle one or the last, and all of them at timesteps that rise evenly, over
+a spread of 1000 / n where a queue has n partitions; and once more, with the same clips and noise, all at that timestep.
+Of the noise that is then said to be in that frame, OUT/gap.csv holds
 
 gap    root mean square of the difference between the two, at most in proportion to the spread (Kim et al. 2024,
        FIFO-Diffusion, theorem 1)
@@ -18,6 +18,7 @@ import argparse
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,38 +38,42 @@ from vidlose.models.autoencoder import from_uint8
 from vidlose.world import captions, scene
 
 PARTITIONS = 32, 16, 8, 4, 2, 1
-CENTRES = 250, 500, 750  # timesteps of the middle frame
+TIMESTEPS = 250, 500, 750, 940  # of the frame
+PLACES = "middle", "last"
 GAUSSIAN = "gaussian"
 GREY = "#8a8d91"
 
 
-def windows(centre: int, frames: int, timesteps: int) -> Iterator[tuple[float, Tensor]]:
-    """Spreads that fit around it, from none on, and the timesteps `[F]` of a window of each."""
+def place_of(place: str, frames: int) -> int:
+    """Which frame of a window that is."""
+    return frames // 2 if place == "middle" else frames - 1
+
+
+def windows(timestep: int, frames: int, at: int, timesteps: int) -> Iterator[tuple[float, Tensor]]:
+    """Spreads that fit around frame `at`, from none on, and the timesteps `[F]` of a window of each."""
     for spread in (0, *(timesteps / n for n in PARTITIONS)):
-        window = (centre + spread * (torch.arange(frames) - frames // 2) / frames).round().long()
+        window = (timestep + spread * (torch.arange(frames) - at) / frames).round().long()
         if window[0] >= 0 and window[-1] < timesteps:
             yield spread, window
 
 
-def best(alpha: Tensor, sigma: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """What the best estimate of the middle frame's noise makes of x0 and of eps, `[F]` each; alpha, sigma `[F]`,
-    covariance of x0 `[F F]`."""
-    middle = len(alpha) // 2
+def best(alpha: Tensor, sigma: Tensor, covariance: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """What the best estimate of frame `at`'s noise makes of x0 and of eps, `[F]` each; alpha, sigma `[F]`, covariance
+    of x0 `[F F]`."""
     seen = alpha[:, None] * covariance * alpha + torch.diag(sigma**2)
-    x0 = torch.linalg.solve(seen, alpha * covariance[middle])  # of x, to the mean of x0 given it
-    of = -alpha[middle] * x0
-    of[middle] += 1
-    of = of / sigma[middle]
+    of = -alpha[at] * torch.linalg.solve(seen, alpha * covariance[at])  # of x; solved is its part in the mean of x0
+    of[at] += 1
+    of = of / sigma[at]
     return of * alpha, of * sigma
 
 
-def gaussian(ladder: Ladder, level: Tensor, even: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Gap and error of windows at rows `[F]` of a ladder, beside one of even levels."""
+def gaussian(ladder: Ladder, level: Tensor, at: int, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Gap and error of a window at rows `[F]` of a ladder, beside one that is all at that of frame `at`."""
     (signal, noise), (signal_even, noise_even) = (
-        best(ladder.alpha[rows], ladder.sigma[rows], covariance) for rows in (level, even)
+        best(ladder.alpha[rows], ladder.sigma[rows], covariance, at) for rows in (level, level[at].expand_as(level))
     )
     wrong = noise.clone()
-    wrong[len(wrong) // 2] -= 1
+    wrong[at] -= 1
 
     def power(signal: Tensor, noise: Tensor) -> Tensor:
         return signal @ covariance @ signal + noise @ noise
@@ -80,6 +85,7 @@ class Row(NamedTuple):
     """Means over clips, and the standard errors of what was measured."""
 
     model: str
+    place: str
     timestep: int
     spread: float
     gap: float
@@ -93,19 +99,20 @@ def rows(name: str, model: VideoModel, clips: Sequence[tuple[Tensor, str]], ladd
     """Of a model. clips: latents `[1 C F h w]` and their caption."""
     denoiser = model.denoiser()
     conditions = [Condition(model.encode([text]), fps=model.defaults.fps_condition) for _, text in clips]
-    for centre in CENTRES:
-        even: list[Tensor] = []
-        for spread, window in windows(centre, model.defaults.frames, len(model.schedule.abar)):
+    frames = model.defaults.frames
+    for place, timestep in product(PLACES, TIMESTEPS):
+        at, even = place_of(place, frames), []
+        for spread, window in windows(timestep, frames, at, len(model.schedule.abar)):
             level, found = (window + ladder.floor)[None], []
             for clip, ((latents, _), condition) in enumerate(zip(clips, conditions, strict=True)):
                 noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(clip))
                 said = denoiser.bind(condition, ladder)(ladder.add_noise(latents, noise, level), level).eps
-                eps, truth = (x[:, :, len(window) // 2] for x in (said, noise))
+                eps, truth = said[:, :, at], noise[:, :, at]
                 if not spread:
                     even.append(eps)
                 found.append(((eps - even[clip]).square().mean().sqrt().item(), (eps - truth).square().mean().item()))
             (gap, error), (gap_sem, error_sem) = np.mean(found, 0), np.std(found, 0, ddof=1) / len(found) ** 0.5
-            yield Row(name, centre, spread, gap, gap_sem, error, error_sem)
+            yield Row(name, place, timestep, spread, gap, gap_sem, error, error_sem)
 
 
 def gaussian_rows(clips: Sequence[tuple[Tensor, str]], ladder: Ladder, timesteps: int) -> Iterator[Row]:
@@ -113,13 +120,13 @@ def gaussian_rows(clips: Sequence[tuple[Tensor, str]], ladder: Ladder, timesteps
     latents = torch.cat([x.double() - x.double().mean((2, 3, 4), keepdim=True) for x, _ in clips])
     frames = latents.shape[2]
     likeness = (latents[:, :, 1:] * latents[:, :, :-1]).mean() / latents.square().mean()
-    place = torch.arange(frames)
-    covariance = latents.square().mean() * likeness ** (place[:, None] - place).abs()
-    for centre in CENTRES:
-        even = torch.full((frames,), centre + ladder.floor)
-        for spread, window in windows(centre, frames, timesteps):
-            gap, error = gaussian(ladder, window + ladder.floor, even, covariance)
-            yield Row(GAUSSIAN, centre, spread, float(gap), None, float(error), None)
+    number = torch.arange(frames)
+    covariance = latents.square().mean() * likeness ** (number[:, None] - number).abs()
+    for place, timestep in product(PLACES, TIMESTEPS):
+        at = place_of(place, frames)
+        for spread, window in windows(timestep, frames, at, timesteps):
+            gap, error = gaussian(ladder, window + ladder.floor, at, covariance)
+            yield Row(GAUSSIAN, place, timestep, spread, float(gap), None, float(error), None)
 
 
 def exponent(found: Sequence[Row]) -> float:
@@ -139,25 +146,25 @@ def drawn(model: VideoModel, clip: int) -> tuple[Tensor, str]:
 
 
 def picture(path: Path, found: Sequence[Row]) -> None:
-    """Gap and error over the spread, both logarithmic, a column for each timestep of the middle frame."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    """Gap and error over the spread, both logarithmic, a column for each place and timestep of the frame."""
+    figure = Figure(figsize=(24, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, len(CENTRES), sharex=True, sharey="row", squeeze=False)
-    for (top, bottom), centre in zip(panels.T, CENTRES, strict=True):
+    columns = list(product(PLACES, TIMESTEPS))
+    panels = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
+    for (top, bottom), (place, timestep) in zip(panels.T, columns, strict=True):
         for name in dict.fromkeys(row.model for row in found):
-            line = [row for row in found if (row.model, row.timestep) == (name, centre) and row.spread]
-            even = next(row for row in found if (row.model, row.timestep) == (name, centre))
+            even, *line = [row for row in found if (row.model, row.place, row.timestep) == (name, place, timestep)]
             spread, style = [row.spread for row in line], {"color": GREY, "ls": "--"} if name == GAUSSIAN else {}
             label = f"{name}, spread^{exponent(line):.2f}"
             top.errorbar(spread, [row.gap for row in line], [row.gap_sem or 0 for row in line], label=label, **style)
             bottom.plot(spread, [row.error / even.error for row in line], **style)
         bottom.axhline(1, color=GREY, lw=0.5)
-        top.set(xscale="log", yscale="log", title=f"at timestep {centre}")
+        top.set(xscale="log", yscale="log", title=f"{place} frame, timestep {timestep}")
         bottom.set(yscale="log", xlabel="spread of the window, timesteps")
         top.legend(fontsize=8, frameon=False)
     panels[0, 0].set_ylabel("gap, rms of eps")
     panels[1, 0].set_ylabel("error, of that at a spread of 0")
-    figure.savefig(path, dpi=90, metadata={"Software": "vidlose"})
+    figure.savefig(path, dpi=70, metadata={"Software": "vidlose"})
 
 
 def main() -> None:
