@@ -146,12 +146,13 @@ def drawn(model: VideoModel, clip: int) -> tuple[Tensor, str]:
 
 
 def picture(path: Path, found: Sequence[Row]) -> None:
-    """Gap and error over the spread, both logarithmic, a column for each place and timestep of the frame."""
-    figure = Figure(figsize=(24, 7), layout="constrained")
+    """Gap and error over the spread, both logarithmic, a pair of rows for each place of the frame and a column for each
+    of its timesteps."""
+    figure = Figure(figsize=(13, 11), layout="constrained")
     FigureCanvasAgg(figure)
-    columns = list(product(PLACES, TIMESTEPS))
-    panels = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
-    for (top, bottom), (place, timestep) in zip(panels.T, columns, strict=True):
+    panels = figure.subplots(2 * len(PLACES), len(TIMESTEPS), sharex=True, sharey="row", squeeze=False)
+    pairs = zip(panels[::2].flat, panels[1::2].flat, product(PLACES, TIMESTEPS), strict=True)
+    for top, bottom, (place, timestep) in pairs:
         for name in dict.fromkeys(row.model for row in found):
             even, *line = [row for row in found if (row.model, row.place, row.timestep) == (name, place, timestep)]
             spread, style = [row.spread for row in line], {"color": GREY, "ls": "--"} if name == GAUSSIAN else {}
@@ -160,10 +161,12 @@ def picture(path: Path, found: Sequence[Row]) -> None:
             bottom.plot(spread, [row.error / even.error for row in line], **style)
         bottom.axhline(1, color=GREY, lw=0.5)
         top.set(xscale="log", yscale="log", title=f"{place} frame, timestep {timestep}")
-        bottom.set(yscale="log", xlabel="spread of the window, timesteps")
+        bottom.set(yscale="log")
         top.legend(fontsize=8, frameon=False)
-    panels[0, 0].set_ylabel("gap, rms of eps")
-    panels[1, 0].set_ylabel("error, of that at a spread of 0")
+    for first, label in zip(panels[:, 0], ("gap, rms of eps", "error, of that at 0") * len(PLACES), strict=True):
+        first.set_ylabel(label)
+    for last in panels[-1]:
+        last.set_xlabel("spread of the window, timesteps")
     figure.savefig(path, dpi=70, metadata={"Software": "vidlose"})
 
 
