@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from tests.marks import slow
 from vidlose.world import scene
 from vidlose.world.recogniser import recognise
 from vidlose.world.scene import Attributes, Frames
@@ -53,9 +54,10 @@ def mistakes(pairs) -> Counter:
     return count
 
 
-def test_clean_clips():
-    count = wrong(200)
-    assert all(count[name] <= 200 * (1 - share) for name, share in CLEAN.items()), count
+@pytest.mark.parametrize("clips", [100, slow(200)])
+def test_clean_clips(clips):
+    count = wrong(clips)
+    assert all(count[name] <= clips * (1 - share) for name, share in CLEAN.items()), count
 
 
 @pytest.mark.slow
